@@ -1,0 +1,53 @@
+# Each target makes the environment it needs; nothing has to be installed or activated first but make and Python 3.11.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help demo test check lint oracle bench bench-memory clean system-packages
+
+help:
+	@echo "make demo     mount an S3 bucket and a memory filesystem, and use them"
+	@echo "make test     all tests, mounted ones included"
+	@echo "make check    ruff, mypy --strict and the tests"
+	@echo "make oracle   memfs against tmpfs, for as long as ORACLE_STEPS says"
+	@echo "make bench    pyfusekit beside its peers, in one run"
+
+# Debian ships Python without venv; everything else comes from the two lines behind it.
+$(VENV)/made-%: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed; say which: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(APT) update -qq && $(APT) install -y -qq python3-venv; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@echo "building $(VENV) for $* ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e . --group $*
+	@touch $@
+
+# What the tests use beside Python: the setuid helper of ordinary users, ACL and xattr tools, a man page checker.
+system-packages:
+	@command -v fusermount3 >/dev/null && command -v setfacl >/dev/null && command -v getfattr >/dev/null && \
+	    command -v mandoc >/dev/null || \
+	    { echo "installing fuse3 acl attr mandoc ..."; $(APT) update -qq && $(APT) install -y -qq fuse3 acl attr mandoc >/dev/null; }
+
+demo: $(VENV)/made-demo
+	@$(BIN)/python examples/demo.py
+
+test: $(VENV)/made-test system-packages
+	$(PYTEST) $(TESTS)
+
+lint: $(VENV)/made-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test
+
+oracle: $(VENV)/made-test
+	ORACLE_STEPS=$${ORACLE_STEPS:-50000} $(PYTEST) tests/fs/test_memfs_oracle.py --timeout 3600
+
+clean:
+	rm -rf $(VENV) .venv-bench benchmarks/build .mypy_cache .ruff_cache .pytest_cache .hypothesis
