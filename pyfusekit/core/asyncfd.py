@@ -19,6 +19,8 @@ SPIN = 20
 """How often an idle descriptor is asked again before the loop goes to sleep; docs/decisions.md has the measurement."""
 BUDGET = 128
 """Messages dealt with before other tasks on the loop have their turn."""
+BUDGET_WITH_TASKS = 32
+"""Messages dealt with after one made a task, before the tasks have their turn."""
 POOL = 8
 """Buffers kept for later; more are made when more are in use."""
 
@@ -64,11 +66,13 @@ class AsyncFd:
         buffer = self._buffer
         vector = [buffer]
         left = self._budget
-        while left:
+        tasks_wait = False
+        while left > 0:
             try:
                 n = readv(fd, vector)
             except BlockingIOError:
-                if not self._comes_soon():
+                # Not while tasks want their turn: what they answer is what the clients are waiting for.
+                if tasks_wait or not self._comes_soon():
                     return
                 continue
             except OSError as error:
@@ -80,18 +84,16 @@ class AsyncFd:
                 self._end(None)
                 return
             said = receive(buffer, n)
+            left -= 1
             if said:
                 if said & KEPT:
                     buffer = self._buffer = self._pool.pop() if self._pool else bytearray(self._buffer_bytes)
                     vector = [buffer]
-                # One more round for what is already there, but no waiting: the new tasks want their turn.
-                left = min(left - 1, self._budget_after_task)
-            else:
-                left -= 1
+                if not tasks_wait:
+                    tasks_wait = True
+                    left = min(left, BUDGET_WITH_TASKS)
             if self.fd < 0:
                 return
-
-    _budget_after_task = 16
 
     def _comes_soon(self) -> bool:
         """Say whether a message comes within a few polls."""
@@ -99,7 +101,7 @@ class AsyncFd:
         if poller is None:
             return False
         poll = poller.poll
-        for _ in range(self._spin):
+        for _ in range(self._spin):  # noqa: SIM110: a generator would cost as much as the poll
             if poll(0, 1):
                 return True
         return False

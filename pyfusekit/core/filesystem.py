@@ -74,6 +74,8 @@ class Filesystem:
     # What no method expresses. Set in the class or in __init__; read once, when the session begins.
     read_only: bool = False
     """Mount read-only: the kernel itself refuses every change with EROFS."""
+    root_is_file: bool = False
+    """The root is a regular file, and so must the mountpoint be."""
     default_permissions: bool = True
     """The kernel checks modes (and ACLs); without it the filesystem is the only guard, in access and everywhere."""
     posix_acl: bool = False

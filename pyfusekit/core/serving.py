@@ -25,6 +25,11 @@ INIT_TIMEOUT_S = 20.0
 LEAVE_TIMEOUT_S = 10.0
 """How long leaving the block waits for those who still use a mount that was taken out of the tree."""
 
+CHANGING = (
+    "setattr", "mknod", "mkdir", "symlink", "link", "unlink", "rmdir", "rename", "create", "tmpfile", "write", "fallocate",
+    "copy_file_range", "setxattr", "removexattr", "ioctl",
+)  # fmt: skip
+"""A filesystem that overrides none of these is mounted read-only, and the kernel says EROFS by itself."""
 _HEADROOM_BYTES = 4096
 _SMALLEST_BUFFER_BYTES = (64 << 10) + 8192
 """Holds the largest setxattr (64 KiB) beside its headers."""
@@ -138,11 +143,18 @@ class Served:
         except MountError as error:
             if error.kind == mounting.BUSY:
                 log.warning("%s is in use; it is detached, and ends when its last user leaves", self.mount.path)
-                await self.unmount(lazy=True)
+                await self._detach()
             elif error.kind != mounting.NOT_MOUNTED:
                 log.warning("%s", error)
         if self.mount.how != "given":
             await asyncio.wait({self.device.closed}, timeout=LEAVE_TIMEOUT_S)
+
+    async def _detach(self) -> None:
+        try:
+            await self.unmount(lazy=True)
+        except MountError as error:
+            log.warning("%s; closing the connection instead", error)  # another mount lies over this one
+            self.device.close()
 
 
 class serve:
@@ -166,8 +178,9 @@ class serve:
 
     async def __aenter__(self) -> Served:
         fs, options = self._fs, self._options
-        if fs.read_only:
+        if fs.read_only or not any(map(fs.implements, CHANGING)):
             options.read_only = True
+        options.file = options.file or fs.root_is_file
         await fs.init()
         try:
             limits = machine_limits(options)
