@@ -101,7 +101,7 @@ class AsyncFd:
         if poller is None:
             return False
         poll = poller.poll
-        for _ in range(self._spin):  # noqa: SIM110: a generator would cost as much as the poll
+        for _ in range(self._spin):  # noqa: SIM110 - a generator would cost as much as the poll
             if poll(0, 1):
                 return True
         return False

@@ -68,6 +68,8 @@ def _wanted(fs: Filesystem, limits: Limits) -> int:
     """Return the capabilities that follow from what *fs* overrides and says."""
     implements = fs.implements
     writes = implements("write")
+    # All three or none: fcntl(2) on a file whose locks are only half kept would fail with ENOSYS.
+    locks = implements("getlk") and implements("setlk") and implements("setlkw")
     wanted = {
         abi.ASYNC_READ: True,
         abi.BIG_WRITES: True,
@@ -79,8 +81,8 @@ def _wanted(fs: Filesystem, limits: Limits) -> int:
         abi.HAS_IOCTL_DIR: implements("ioctl"),
         abi.DO_READDIRPLUS: implements("readdirplus"),
         abi.READDIRPLUS_AUTO: implements("readdirplus"),
-        abi.POSIX_LOCKS: implements("setlk"),
-        abi.FLOCK_LOCKS: implements("setlk") and fs.keep_own_locks,
+        abi.POSIX_LOCKS: locks,
+        abi.FLOCK_LOCKS: locks and fs.keep_own_locks,
         abi.ATOMIC_O_TRUNC: fs.atomic_o_trunc and implements("open") and not fs.stateless_open,
         abi.NO_OPEN_SUPPORT: fs.stateless_open,
         abi.NO_OPENDIR_SUPPORT: fs.stateless_opendir,
@@ -114,12 +116,14 @@ def _wanted(fs: Filesystem, limits: Limits) -> int:
 def negotiate(fs: Filesystem, minor: int, offered: int, max_readahead: int, limits: Limits) -> Agreed:
     """Return the answer to an INIT of 7.*minor* that offers the capabilities *offered* and *max_readahead* bytes."""
     flags = _wanted(fs, limits) & offered
+    if not flags & abi.DO_READDIRPLUS:
+        flags &= ~abi.READDIRPLUS_AUTO
     # Always: abort shows as ECONNABORTED instead of looking like an unmount, and the high half of the flags counts.
     flags |= abi.ABORT_ERROR | abi.INIT_EXT
     most_pages = limits.max_pages if flags & abi.MAX_PAGES else PAGES_WITHOUT_MAX_PAGES
     max_write = max(PAGE_BYTES, min(fs.max_write, most_pages * PAGE_BYTES))
-    # The read buffer follows from max_write, not from what the kernel makes of it: never promise more than it can use.
-    max_pages = min(most_pages, -(-max_write // PAGE_BYTES))
+    # It bounds READs as well, so small writes must not make it small.
+    max_pages = min(most_pages, -(-max(max_write, fs.max_readahead) // PAGE_BYTES))
     max_background = max(1, min(fs.max_background, 0xFFFF))
     return Agreed(
         minor=min(minor, abi.KERNEL_MINOR_VERSION),

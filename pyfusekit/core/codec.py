@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from . import abi
@@ -83,8 +83,17 @@ _GIVEN_BY = {
     "POLL": f"flags & {abi.POLL_SCHEDULE_NOTIFY}",
 }
 """Which condition says that a token with a question mark is given."""
-_LENGTH_OF = {"WRITE": "size", "SETXATTR": "size", "IOCTL": "in_size"}
-"""Which field must equal the length of the bytes at the end."""
+_LENGTH_OF = {
+    "WRITE": "size",
+    "SETXATTR": "size",
+    "IOCTL": "in_size",
+    "NOTIFY_REPLY": "size",
+    "BATCH_FORGET": f"count * {FORGET_ONE.size}",
+    "REMOVEMAPPING": f"count * {STRUCTS['fuse_removemapping_one'].size}",
+}
+"""How long the bytes at the end must be: a field, or so many times a field."""
+_MOST_COPIED = 0xFFFFF000
+"""Bytes that one COPY_FILE_RANGE may copy: its reply has 32 bits, and older kernels do not think of it."""
 
 
 def changes_of(
@@ -146,7 +155,11 @@ def _argument(op: Op, token: str, lines: list[str]) -> str:
     """Return the Python expression for one word of Op.takes; what must happen before it goes to *lines*."""
     if token.startswith("fh"):
         field = token.rstrip("?")
-        take = [f"try: handle_{field} = objects[{field}]", f"except IndexError: raise bad_handle({field}) from None"]
+        take = [
+            f"try: handle_{field} = objects[{field}]",
+            f"except IndexError: raise bad_handle({field}) from None",
+            f"if handle_{field} is None and {field}: raise bad_handle({field})",
+        ]
         if token.endswith("?"):
             lines.append(f"handle_{field} = None")
             lines.append(f"if {_GIVEN_BY[op.name]}:")
@@ -156,6 +169,8 @@ def _argument(op: Op, token: str, lines: list[str]) -> str:
         return f"handle_{field}"
     if token == "kh?":
         return f"kh if {_GIVEN_BY[op.name]} else None"
+    if token == "len" and op.out is abi.WRITTEN:
+        return f"min(len, {_MOST_COPIED})"
     if token == "lock":
         return "Lock(lk_type, lk_start, lk_end, lk_pid)"
     if token == "changes":
@@ -165,7 +180,7 @@ def _argument(op: Op, token: str, lines: list[str]) -> str:
 
 def _fields_of(op: Op) -> set[str]:
     """Return the fields of the struct that a call of *op* needs."""
-    wanted: set[str] = {op.flags, op.limit, _LENGTH_OF.get(op.name, "")}
+    wanted: set[str] = {op.flags, op.limit, _LENGTH_OF.get(op.name, "").partition(" ")[0]}
     for token in op.takes.split():
         if token == "changes":
             wanted.update(_CHANGES)
@@ -415,11 +430,16 @@ class DirentPacker:
         self._entered = entered
 
     def add(self, entry: DirEntry) -> bool:
-        """Take *entry* and return True, or return False when it does not fit."""
+        """Take *entry* and return True, or return False when it does not fit any more.
+
+        OSError(EINVAL), as getdents(2) says it, when it is the first and does not fit: an empty reply is the end of the directory.
+        """
         name = entry.name
         length = len(name)
         size = (152 if self._plus else 24) + ((length + 7) & ~7)
         if size > self._room:
+            if not self.parts:
+                raise OSError(errno.EINVAL, f"a reply of {self._room} bytes is too small for an entry of {size}")
             return False
         self._room -= size
         kind = (entry.mode >> 12) & 15
@@ -533,19 +553,24 @@ def encode_request(
     data: Buffer = b"",
     extensions: bytes = b"",
     layout: Layout | None = None,
+    body: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> bytes:
-    """Encode a request as the kernel does; *layout* stands in for the row's own struct (SETXATTR_IN_COMPAT, INIT_IN_COMPAT)."""
+    """Encode a request as the kernel does; *layout* stands in for the row's own struct (SETXATTR_IN_COMPAT, INIT_IN_COMPAT).
+
+    The struct's fields are keywords, or in *body*: where they are called like the header's, as SETATTR's uid and gid and
+    INTERRUPT's unique are, only there.
+    """
     op = abi.OPS[opcode]
     layout = layout or op.struct
-    body = pack(layout, **fields) if layout is not None else b""
-    body += b"".join(name + b"\0" for name in names) + bytes(data)
+    content = pack(layout, **{**fields, **(body or {})}) if layout is not None else b""
+    content += b"".join(name + b"\0" for name in names) + bytes(data)
     if len(extensions) % 8:
         raise ValueError("extensions come in units of 8 bytes")
     header = IN_HEADER.pack(
-        HEADER_BYTES + len(body) + len(extensions), opcode, unique, nodeid, uid, gid, pid, len(extensions) // 8, 0
+        HEADER_BYTES + len(content) + len(extensions), opcode, unique, nodeid, uid, gid, pid, len(extensions) // 8, 0
     )
-    return header + body + extensions
+    return header + content + extensions
 
 
 def decode_request(message: Buffer, layout: Layout | None = None) -> RequestMessage:
@@ -557,6 +582,8 @@ def decode_request(message: Buffer, layout: Layout | None = None) -> RequestMess
     if header["len"] != len(message):
         raise ProtocolError(f"{op.name}: {len(message)} bytes, the header says {header['len']}")
     end = len(message) - 8 * header["total_extlen"]
+    if end < HEADER_BYTES:
+        raise ProtocolError(f"{op.name}: extensions of {len(message) - end} bytes in a message of {len(message)}")
     layout = layout or op.struct
     at = HEADER_BYTES
     fields: dict[str, Any] = {}
@@ -617,6 +644,10 @@ def decode_reply(out: Out, message: Buffer) -> ReplyMessage:
     return ReplyMessage(header["unique"], 0, fields, body)
 
 
+_NOTE_LENGTH = {"STORE": ("size", 1), "PRUNE": ("count", 8)}
+"""Which field counts the bytes at the end, and in which unit."""
+
+
 class NotificationMessage(NamedTuple):
     """A notification, taken apart."""
 
@@ -632,6 +663,9 @@ def encode_notification(code: int, *, names: Iterable[bytes] = (), data: Buffer 
     names = list(names)
     if names:
         fields["namelen"] = len(names[0])
+    if note.data:
+        field, unit = _NOTE_LENGTH[note.name]
+        fields.setdefault(field, len(data) // unit)
     body = pack(note.struct, **fields) if note.struct is not None else b""
     body += b"".join(name + b"\0" for name in names)
     parts: list[Buffer] = [OUT_HEADER.pack(REPLY_HEADER_BYTES + len(body) + len(data), code, 0) + body]
@@ -657,7 +691,11 @@ def decode_notification(message: Buffer) -> NotificationMessage:
         if len(rest) != fields["namelen"] + 1 or rest[-1:] != b"\0":
             raise ProtocolError(f"{note.name}: the name is not as long as it says")
         names, rest = [rest[:-1]], b""
-    if rest and not note.data:
+    if note.data:
+        field, unit = _NOTE_LENGTH[note.name]
+        if len(rest) != fields[field] * unit:
+            raise ProtocolError(f"{note.name}: the data is not as long as it says")
+    elif rest:
         raise ProtocolError(f"{note.name}: {len(rest)} bytes too many")
     return NotificationMessage(header["error"], fields, names, rest)
 
@@ -672,26 +710,28 @@ def decode_dirents(data: Buffer, plus: bool = False) -> list[dict[str, Any]]:
         fields = unpack(layout, data, at)
         at += struct_of(layout).size
         length = fields[f"{prefix}namelen"]
-        if at + length > len(data) or not length:
+        end = at + ((length + 7) & ~7)
+        if end > len(data) or not length:
             raise ProtocolError("dirent: the name is cut off")
         fields["name"] = bytes(data[at : at + length])
         entries.append(fields)
-        at += (length + 7) & ~7
+        at = end
     return entries
 
 
 # Traces.
 
 
-def describe_request(message: Buffer) -> str:
-    """Return one line about a request: its name, number, node, and every field that is not 0."""
+def describe_request(message: Buffer, layout: Layout | None = None) -> str:
+    """Return one line about a request: its name, number, node, and every field that is not 0; *layout* as in encode_request."""
     try:
-        parts = decode_request(message)
+        parts = decode_request(message, layout)
     except ProtocolError as error:
         return f"-> malformed: {error}"
     header = parts.header
     words = [f"-> {abi.OPS[header['opcode']].name} #{header['unique']} nodeid={header['nodeid']}"]
-    words += [f"{name}={value:#x}" if "flags" in name else f"{name}={value}" for name, value in parts.fields.items() if value]
+    named = {name: value for name, value in parts.fields.items() if value and name != "unused"}
+    words += [f"{name}={value:#x}" if "flags" in name else f"{name}={value}" for name, value in named.items()]
     words += [repr(name) for name in parts.names]
     if parts.data:
         words.append(f"{len(parts.data)} bytes")

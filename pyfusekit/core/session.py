@@ -221,6 +221,7 @@ class Session:
 
     async def _answer(self, row: _Row, request: Request, nodeid: int, coroutine: Any, entry: InFlight, buffer: Any) -> None:
         """Await a handler, and answer; whatever it does there is one answer."""
+        entry.task = asyncio.current_task()  # known to the notifier from the handler's first step, eager ones included
         result = None
         try:
             result = await coroutine
