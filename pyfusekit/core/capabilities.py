@@ -74,7 +74,7 @@ def _wanted(fs: Filesystem, limits: Limits) -> int:
         abi.ASYNC_READ: True,
         abi.BIG_WRITES: True,
         abi.MAX_PAGES: True,
-        abi.ASYNC_DIO: True,
+        abi.ASYNC_DIO: fs.async_dio,
         abi.HAS_EXPIRE_ONLY: True,
         abi.HAS_RESEND: True,
         abi.PARALLEL_DIROPS: fs.parallel_dirops,

@@ -105,6 +105,9 @@ class Filesystem:
     """Cached contents are only dropped by notifier.inval_inode, not when mtime or size change."""
     direct_io_allow_mmap: bool = True
     """Files opened with FOPEN_DIRECT_IO may be mapped shared."""
+    async_dio: bool = True
+    """O_DIRECT reads and writes are sent in parallel pieces. Their callers then wait uninterruptibly (fs/fuse/file.c
+    fuse_direct_IO): turn it off where a request may take long."""
     export_support: bool = False
     """lookup answers "." and ".." on any node id ever given, as NFS and open_by_handle_at need."""
     security_ctx: bool = False

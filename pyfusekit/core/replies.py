@@ -16,6 +16,8 @@ Message = bytes | Sequence[Data] | None
 
 _JOIN_UP_TO = 4096
 """Bytes; below, one copy costs less than a second part of a writev."""
+_LONGEST_TARGET = 4095
+"""Bytes of a symbolic link's target: a page without its NUL (fs/fuse/dir.c fuse_readlink_folio)."""
 _MOST_PARTS = 1000
 """Parts of one writev; Linux takes 1024 (UIO_MAXIOV)."""
 
@@ -76,7 +78,16 @@ class Replies:
     def _entry(self, request: Request, result: Attr | None) -> Message:
         if result is None:
             return codec.encode_negative_entry(request.unique, self._negative_ttl)
-        return codec.encode_entry(request.unique, result, self._entry_ttl, self._attr_ttl)
+        try:
+            return codec.encode_entry(request.unique, result, self._entry_ttl, self._attr_ttl)
+        except BaseException:
+            self._uncount(result)
+            raise
+
+    def _uncount(self, attr: Any) -> None:
+        """Take back the lookup of an Attr that cannot be put into words: the kernel will not hear of it."""
+        if isinstance(attr, Attr):
+            self._fs.forget(attr.ino, 1)
 
     def _attrs(self, request: Request, result: Attr) -> Message:
         return codec.encode_attr(request.unique, result, self._attr_ttl)
@@ -97,14 +108,26 @@ class Replies:
         return fh, flags, backing_id
 
     def _opened(self, request: Request, result: Any) -> Message:
-        return codec.encode_opened(request.unique, *self._open_words(result))
+        fh, flags, backing_id = self._open_words(result)
+        try:
+            return codec.encode_opened(request.unique, fh, flags, backing_id)
+        except BaseException:
+            self._handles.pop(fh)
+            raise
 
     def _created(self, request: Request, result: tuple[Attr, Any]) -> Message:
         attr, opened = result
-        words = self._open_words(opened)
-        return codec.encode_created(request.unique, attr, self._entry_ttl, self._attr_ttl, *words)
+        fh, flags, backing_id = self._open_words(opened)
+        try:
+            return codec.encode_created(request.unique, attr, self._entry_ttl, self._attr_ttl, fh, flags, backing_id)
+        except BaseException:
+            self._handles.pop(fh)
+            self._uncount(attr)
+            raise
 
     def _target(self, request: Request, result: bytes) -> Message:
+        if len(result) > _LONGEST_TARGET:
+            raise TooLong(f"readlink returned {len(result)} bytes, a path has at most {_LONGEST_TARGET}")
         return _pack_header(16 + len(result), 0, request.unique) + result
 
     def _data(self, request: Request, result: ReadResult) -> Message:
@@ -175,16 +198,17 @@ class Replies:
         packer = self._packer(request, plus)
         iterator = entries.__aiter__()
         try:
-            async for entry in iterator:
-                if not packer.add(entry):
-                    break
+            try:
+                async for entry in iterator:
+                    if not packer.add(entry):
+                        break
+            finally:
+                close = getattr(iterator, "aclose", None)
+                if close is not None:
+                    await close()
         except BaseException:
             self._take_back(packer)
             raise
-        finally:
-            close = getattr(iterator, "aclose", None)
-            if close is not None:
-                await close()
         return packer
 
     def _lock(self, request: Request, result: Lock | None) -> Message:

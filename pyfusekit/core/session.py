@@ -40,6 +40,13 @@ _HEADER_BYTES = codec.HEADER_BYTES
 _U64 = struct.Struct("=Q")
 _EAGER = sys.version_info >= (3, 12)
 
+_FAILED = object()
+"""Stands for the result of a handler that had none."""
+_GONE = frozenset(
+    (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EPIPE, errno.ECONNRESET, errno.EBADF)
+)
+"""Errors of a write that say: whoever asked, or the whole mount, is gone. EBADF is our own end, closed meanwhile."""
+
 _SECOND_NODE_AT = {abi.RENAME: 40, abi.RENAME2: 40, abi.LINK: 40, abi.COPY_FILE_RANGE: 56, abi.COPY_FILE_RANGE_64: 56}
 """Where a request names a second node."""
 
@@ -93,6 +100,8 @@ class Session:
         self._recycle = recycle
         self._replies = Replies(fs, self.handles)
         self._objects = self.handles.objects
+        self._lost = 0
+        """Counts the releases that the kernel did not ask for; downwards, so that they are no request's number."""
         self._init_in = codec.struct_of(abi.INIT_IN)
         self._table: list[tuple[Any, Any, Any, Any]] = [(None, None, None, None)] * (max(abi.OPS) + 1)
         """opcode -> (call, method, reply, row); only INIT before the two sides have agreed."""
@@ -118,7 +127,7 @@ class Session:
             self._refuse(buffer, n, row)
             return DONE
         if self.trace is not None:
-            self.trace(codec.describe_request(bytes(buffer[:n])))
+            self.trace(self._describe(buffer, n))
         request = Request(unique, uid, gid, pid)
         try:
             if extlen:
@@ -128,14 +137,14 @@ class Session:
                 return self._start(row, request, nodeid, result, buffer)
             message = reply(request, result)
         except BaseException as error:
-            result = None
+            result = _FAILED
             message = self._failure(row, request, error)
         try:
             if isinstance(message, bytes):
                 self._write(message)
             elif message is not None:
                 self._writev(message)
-        except OSError as error:
+        except Exception as error:
             self._undelivered(row, request, nodeid, result, error)
         return DONE
 
@@ -159,6 +168,13 @@ class Session:
 
         self._write, self._writev = traced_write, traced_writev
 
+    def _describe(self, buffer: Any, n: int) -> str:
+        """Return a request's line of the trace."""
+        message = bytes(buffer[:n])
+        is_short = self.agreed is not None and not self.agreed.has(abi.SETXATTR_EXT)
+        is_short = is_short and int.from_bytes(message[4:8], sys.byteorder) == abi.SETXATTR
+        return codec.describe_request(message, abi.SETXATTR_IN_COMPAT if is_short else None)
+
     def _unintelligible(self, buffer: Any, n: int) -> None:
         """Answer a message whose opcode is not in the table, or log one that is no message at all."""
         if n < _HEADER_BYTES or len(buffer) < _HEADER_BYTES:
@@ -180,7 +196,7 @@ class Session:
         if op is None:
             return self._unintelligible(buffer, n)
         if self.trace is not None:
-            self.trace(codec.describe_request(bytes(buffer[:n])))
+            self.trace(self._describe(buffer, n))
         if length != n:
             log.error("protocol error: %s of %d bytes says it has %d", op.name, n, length)
         if op.out is abi.NO_REPLY:
@@ -222,7 +238,7 @@ class Session:
     async def _answer(self, row: _Row, request: Request, nodeid: int, coroutine: Any, entry: InFlight, buffer: Any) -> None:
         """Await a handler, and answer; whatever it does there is one answer."""
         entry.task = asyncio.current_task()  # known to the notifier from the handler's first step, eager ones included
-        result = None
+        result = _FAILED
         try:
             result = await coroutine
             out = row.op.out
@@ -230,7 +246,7 @@ class Session:
                 result = await self._replies.gather(request, result, out is abi.DIRENTS_PLUS)
             message = row.reply(request, result)  # type: ignore[misc]
         except BaseException as error:
-            result = None
+            result = _FAILED
             message = self._failure(row, request, error)
         # Before the reply: the kernel may use the number again as soon as it has the answer.
         self.inflight.pop(request.unique, None)
@@ -239,7 +255,7 @@ class Session:
                 self._write(message)
             elif message is not None:
                 self._writev(message)
-        except OSError as error:
+        except Exception as error:
             self._undelivered(row, request, nodeid, result, error)
         if buffer is not None and self._recycle is not None:
             self._recycle(buffer)
@@ -283,20 +299,28 @@ class Session:
         try:
             self._write(message)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODEV):
+            if error.errno not in _GONE:
                 log.error("the kernel refused an answer: %s", error)
 
-    def _undelivered(self, row: _Row, request: Request, nodeid: int, result: Any, error: OSError) -> None:
-        """Take back what an answer that did not arrive had counted: ENOENT says that the request was aborted meanwhile."""
-        if error.errno == errno.EINVAL:
-            log.error("%s: the kernel refused the reply (request %d)", row.op.name, request.unique)
-        elif error.errno not in (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.EPIPE, errno.ECONNRESET):
-            log.error("%s: sending the reply failed: %s", row.op.name, error)
-        if result is None:
+    def _undelivered(self, row: _Row, request: Request, nodeid: int, result: Any, error: Exception) -> None:
+        """Take back what an answer that did not arrive had counted: ENOENT says that the request was aborted meanwhile.
+
+        A request whose answer was refused for its form (the length is not what the header says: EINVAL) stays pending in the
+        kernel (fs/fuse/dev.c fuse_dev_do_write), and its caller would wait for ever: it is answered EIO. One that was refused
+        for its size was answered so by the kernel; then this answer is an ENOENT that nobody minds.
+        """
+        if not isinstance(error, OSError):
+            log.error("%s: the handler's result cannot be sent, answering EIO", row.op.name, exc_info=error)
+            self._answer_error(request.unique, errno.EIO)
+        elif error.errno not in _GONE:
+            log.error("%s: the kernel refused the reply to request %d: %s", row.op.name, request.unique, error)
+            self._answer_error(request.unique, errno.EIO)
+        if result is _FAILED:
             return
         out = row.op.out
         if out is abi.ENTRY:
-            self._forget(request, result.ino, 1)
+            if result is not None:
+                self._forget(request, result.ino, 1)
         elif out is abi.CREATED:
             self._forget(request, result[0].ino, 1)
             self._release_lost(request, nodeid=result[0].ino, is_directory=False)
@@ -310,12 +334,13 @@ class Session:
         """Release a handle that the kernel never heard of."""
         handle = self.handles.pop(self._replies.last_fh) if self._replies.last_fh else None
         release = self.fs.releasedir if is_directory else self.fs.release
-        row = self._table[abi.RELEASEDIR if is_directory else abi.RELEASE][3]
-        lost = Request(0, request.uid, request.gid, request.pid)
+        row = _silent(self._table[abi.RELEASEDIR if is_directory else abi.RELEASE][3])
+        self._lost -= 1
+        lost = Request(self._lost, request.uid, request.gid, request.pid)
         try:
             result = release(lost, nodeid, handle)
             if type(result) is CoroutineType:
-                self._start(_silent(row), lost, nodeid, result, b"")
+                self._start(row, lost, nodeid, result, b"")
         except BaseException as error:
             self._failure(row, lost, error)
 
@@ -324,17 +349,15 @@ class Session:
     def _forget(self, request: Request, nodeid: int, nlookup: int) -> None:
         try:
             self.fs.forget(nodeid, nlookup)
-        except Exception:
+        except BaseException:
             log.exception("FORGET: the handler failed")
 
     def _batch_forget(self, request: Request, count: int, data: memoryview) -> None:
-        if len(data) != count * codec.FORGET_ONE.size:
-            raise ProtocolError(f"BATCH_FORGET: {len(data)} bytes are not {count} nodes")
         forget = self.fs.forget
         for nodeid, nlookup in codec.FORGET_ONE.iter_unpack(data):
             try:
                 forget(nodeid, nlookup)
-            except Exception:
+            except BaseException:
                 log.exception("BATCH_FORGET: the handler failed")
 
     def _interrupt(self, request: Request, unique: int) -> None:
@@ -438,14 +461,15 @@ class Session:
 
     def _popping(self, call: codec.Call) -> codec.Call:
         """The handle ends with the release, whatever the filesystem says to it."""
+        whole = _HEADER_BYTES + codec.struct_of(abi.RELEASE_IN).size
 
         def popping(method: Any, request: Request, buffer: Any, n: int, nodeid: int, objects: Any) -> Any:
             try:
                 return call(method, request, buffer, n, nodeid, objects)
             finally:
-                if n >= _HEADER_BYTES + 8:
+                if n >= whole:
                     (fh,) = _U64.unpack_from(buffer, _HEADER_BYTES)
-                    if 0 < fh < len(objects):
+                    if 0 < fh < len(objects) and objects[fh] is not None:
                         self.handles.pop(fh)
 
         return popping

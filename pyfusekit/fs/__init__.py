@@ -1,0 +1,1 @@
+"""The bundled filesystems, one room each; they import pyfusekit.core and never each other."""
