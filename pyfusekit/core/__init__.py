@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .mount import Mount, MountOptions
     from .notify import Notifier
     from .options import Duration, Mode, Secret, Size, Url, option
-    from .paths import PathFilesystem
+    from .paths import PathFilesystem, PathOperations
     from .serving import Served, run, serve
     from .session import Session
     from .types import (
@@ -97,6 +97,7 @@ _HOME = {
     "Url": "options",
     "option": "options",
     "PathFilesystem": "paths",
+    "PathOperations": "paths",
     "Served": "serving",
     "run": "serving",
     "serve": "serving",
@@ -173,6 +174,7 @@ __all__ = [
     "Notifier",
     "Opened",
     "PathFilesystem",
+    "PathOperations",
     "ProtocolError",
     "PyfusekitError",
     "ReadResult",

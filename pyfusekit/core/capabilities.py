@@ -104,7 +104,8 @@ def _wanted(fs: Filesystem, limits: Limits) -> int:
         abi.ALLOW_IDMAP: fs.allow_idmap and limits.default_permissions,
         # The kernel ignores passthrough beside the write-back cache, and with a stack depth out of range.
         abi.PASSTHROUGH: limits.may_passthrough and not (fs.writeback_cache and writes) and 1 <= fs.max_stack_depth <= 2,
-        abi.REQUEST_TIMEOUT: fs.request_timeout > 0,
+        # The kernel counts the wait for a lock too, and would abort the whole mount (fs/fuse/req_timeout.c).
+        abi.REQUEST_TIMEOUT: fs.request_timeout > 0 and not implements("setlkw"),
     }
     flags = 0
     for flag, is_wanted in wanted.items():

@@ -73,7 +73,8 @@ class Filesystem:
 
     # What no method expresses. Set in the class or in __init__; read once, when the session begins.
     read_only: bool = False
-    """Mount read-only: the kernel itself refuses every change with EROFS."""
+    """Mount read-only: the kernel itself refuses every change with EROFS. So is a class that overrides no method that changes
+    anything."""
     root_is_file: bool = False
     """The root is a regular file, and so must the mountpoint be."""
     default_permissions: bool = True
@@ -127,7 +128,7 @@ class Filesystem:
     time_gran: int = 1
     """Granularity of times in nanoseconds, 1 to 10^9."""
     request_timeout: int = 0
-    """Seconds after which the kernel aborts the whole mount when a request is unanswered; 0 is never."""
+    """Seconds after which the kernel aborts the whole mount when a request is unanswered; 0 is never. Ignored with setlkw."""
 
     notifier: Notifier
     """Tells the kernel what changed behind its back; set before init."""

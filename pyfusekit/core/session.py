@@ -13,6 +13,7 @@ import logging
 import struct
 import sys
 from collections.abc import AsyncIterable, Callable, Sequence
+from contextvars import ContextVar
 from types import CoroutineType
 from typing import Any
 
@@ -42,10 +43,11 @@ _EAGER = sys.version_info >= (3, 12)
 
 _FAILED = object()
 """Stands for the result of a handler that had none."""
-_GONE = frozenset(
-    (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EPIPE, errno.ECONNRESET, errno.EBADF)
-)
+_GONE = frozenset((errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EPIPE, errno.ECONNRESET, errno.EBADF))
 """Errors of a write that say: whoever asked, or the whole mount, is gone. EBADF is our own end, closed meanwhile."""
+
+_current: ContextVar[InFlight | None] = ContextVar("pyfusekit_request", default=None)
+"""The request that the running task answers."""
 
 _SECOND_NODE_AT = {abi.RENAME: 40, abi.RENAME2: 40, abi.LINK: 40, abi.COPY_FILE_RANGE: 56, abi.COPY_FILE_RANGE_64: 56}
 """Where a request names a second node."""
@@ -237,7 +239,8 @@ class Session:
 
     async def _answer(self, row: _Row, request: Request, nodeid: int, coroutine: Any, entry: InFlight, buffer: Any) -> None:
         """Await a handler, and answer; whatever it does there is one answer."""
-        entry.task = asyncio.current_task()  # known to the notifier from the handler's first step, eager ones included
+        entry.task = asyncio.current_task()  # known from the handler's first step, eager ones included
+        _current.set(entry)
         result = _FAILED
         try:
             result = await coroutine
@@ -263,12 +266,9 @@ class Session:
             callback()
 
     def _current_request(self) -> InFlight | None:
-        """Return the request whose handler is the running task."""
-        task = asyncio.current_task()
-        for entry in self.inflight.values():
-            if entry.task is task:
-                return entry
-        return None
+        """Return the request whose handler runs now, or whose handler started the task that does; None when it was answered."""
+        entry = _current.get()
+        return entry if entry is not None and self.inflight.get(entry.unique) is entry else None
 
     # Answers.
 
