@@ -166,14 +166,12 @@ class Commandline:
             time.sleep(0.02)
         return left
 
-    def abort_all(self) -> None:
-        """End every connection below our place by force, and take the mounts away."""
+    def abort(self) -> None:
+        """End every connection below our place by force; what is mounted stays."""
         for info in self.mounts():
             if info.is_fuse:
                 with contextlib.suppress(OSError), open(f"{CONNECTIONS}/{info.minor}/abort", "w") as file:
                     file.write("1")
-        for info in reversed(self.mounts()):
-            subprocess.run(["umount", "--lazy", "--no-canonicalize", info.mountpoint], check=False, timeout=20)
 
     def end(self) -> None:
         """Leave nothing behind."""
@@ -181,7 +179,9 @@ class Commandline:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
                 os.kill(pid, signal.SIGKILL)
-        self.abort_all()
+        self.abort()
+        for info in reversed(self.mounts()):
+            subprocess.run(["umount", "--lazy", "--no-canonicalize", info.mountpoint], check=False, timeout=20)
         for process in self.started:
             process.kill()
             with contextlib.suppress(ValueError):  # its pipes are closed already

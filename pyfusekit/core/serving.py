@@ -121,7 +121,7 @@ class Served:
 
     async def unmount(self, *, lazy: bool = False) -> None:
         """Unmount; MountError with the kind BUSY when it is in use and not *lazy*. Serving goes on until the last user left."""
-        if self.mount.how != "given" and not self.device.closed.done():
+        if self.mount.how != "given":
             await asyncio.to_thread(self.mount.unmount, lazy=lazy)
 
     async def end(self) -> None:

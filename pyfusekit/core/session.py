@@ -103,7 +103,7 @@ class Session:
         self._replies = Replies(fs, self.handles)
         self._objects = self.handles.objects
         self._lost = 0
-        """Counts the releases that the kernel did not ask for; downwards, so that they are no request's number."""
+        """Counts what runs without a number of the kernel's; downwards, so that it is nobody else's."""
         self._init_in = codec.struct_of(abi.INIT_IN)
         self._table: list[tuple[Any, Any, Any, Any]] = [(None, None, None, None)] * (max(abi.OPS) + 1)
         """opcode -> (call, method, reply, row); only INIT before the two sides have agreed."""
@@ -229,6 +229,11 @@ class Session:
             nodeids += _U64.unpack_from(buffer, at)
         entry = InFlight(request.unique, row.opcode, nodeids)
         keeps = row.op.data and self._recycle is not None
+        former = self.inflight.get(request.unique)
+        if former is not None:  # resent a second time while it runs: the first of the two answers counts
+            self._lost -= 1
+            former.unique = self._lost
+            self.inflight[former.unique] = former
         self.inflight[request.unique] = entry
         answer = self._answer(row, request, nodeid, coroutine, entry, buffer if keeps else None)
         if _EAGER:
@@ -252,7 +257,7 @@ class Session:
             result = _FAILED
             message = self._failure(row, request, error)
         # Before the reply: the kernel may use the number again as soon as it has the answer.
-        self.inflight.pop(request.unique, None)
+        self.inflight.pop(entry.unique, None)
         try:
             if isinstance(message, bytes):
                 self._write(message)
