@@ -32,10 +32,13 @@ CORE: dict[str, set[str]] = {
     "options": set(),
     "codec": {"abi", "errors", "types"},
     "filesystem": {"types", "notify"},
-    "inodes": {"types"},
+    "inodes": {"abi"},
     "locks": {"filesystem", "types", "abi"},
-    "paths": {"filesystem", "inodes", "types", "errors"},
-    "notify": {"abi", "codec", "errors", "types"},
+    "pathops": {"types"},
+    "pathtree": {"abi", "inodes", "types"},
+    "paths": {"abi", "errors", "filesystem", "pathops", "pathtree", "types"},
+    "notification": {"abi", "types"},
+    "notify": {"abi", "codec", "errors", "notification", "types"},
     "backing": {"abi", "codec", "errors"},
     "capabilities": {"abi", "filesystem"},
     "killpriv": {"abi", "filesystem", "types"},
@@ -43,7 +46,10 @@ CORE: dict[str, set[str]] = {
     "session": {"abi", "capabilities", "codec", "errors", "filesystem", "inodes", "killpriv", "notify", "replies", "types"},
     "asyncfd": set(),
     "mountinfo": set(),
-    "mount": {"errors", "mountinfo"},
+    "mounterrors": {"errors"},
+    "mountpoints": {"errors", "mounterrors", "mountinfo"},
+    "fusermount": {"errors", "mounterrors", "mountinfo"},
+    "mount": {"errors", "fusermount", "mounterrors", "mountinfo", "mountpoints"},
     "serving": {"asyncfd", "capabilities", "errors", "filesystem", "mount", "notify", "session"},
 }
 WITHOUT_IO = {"abi", "codec", "types", "errors", "capabilities", "replies", "filesystem", "inodes", "options"}
@@ -127,8 +133,12 @@ def test_protocol_rooms_see_no_loop_and_no_descriptor(module: str) -> None:
     assert not found & {"asyncio", "os", "socket", "select"}
 
 
-def test_asyncfd_knows_no_fuse_and_mount_no_loop() -> None:
-    assert "asyncio" not in imports_of("pyfusekit.core.mount", PACKAGE / "core/mount.py")
+@pytest.mark.parametrize("module", ["fusermount", "mount", "mounterrors", "mountinfo", "mountpoints"])
+def test_mounting_knows_no_loop(module: str) -> None:
+    assert "asyncio" not in imports_of(f"pyfusekit.core.{module}", PACKAGE / "core" / f"{module}.py")
+
+
+def test_asyncfd_knows_no_fuse() -> None:
     text = (PACKAGE / "core/asyncfd.py").read_text()
     assert "FUSE" not in text
     assert "fuse" not in text

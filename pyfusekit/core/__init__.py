@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from .mount import Mount, MountOptions
     from .notify import Notifier
     from .options import Duration, Mode, Secret, Size, Url, option
-    from .paths import PathFilesystem, PathOperations
+    from .pathops import PathOperations
+    from .paths import PathFilesystem
     from .serving import Served, run, serve
     from .session import Session
     from .types import (
@@ -96,8 +97,8 @@ _HOME = {
     "Size": "options",
     "Url": "options",
     "option": "options",
+    "PathOperations": "pathops",
     "PathFilesystem": "paths",
-    "PathOperations": "paths",
     "Served": "serving",
     "run": "serving",
     "serve": "serving",

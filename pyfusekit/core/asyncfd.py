@@ -49,18 +49,20 @@ class AsyncFd:
         self._budget = budget
         self._unsent: deque[Sequence[Any]] = deque()
         self._poller: select.epoll | None = None
+        self._reading = False
 
     def start(self) -> None:
         """Begin to read."""
         if self._spin:
             self._poller = select.epoll(1)
             self._poller.register(self.fd, select.EPOLLIN)
+        self._reading = True
         self._loop.add_reader(self.fd, self._ready)
 
     def _ready(self) -> None:
-        fd = self.fd
-        if fd < 0:
+        if not self._reading:
             return
+        fd = self.fd
         readv = os.readv
         receive = self.receive
         buffer = self._buffer
@@ -92,7 +94,7 @@ class AsyncFd:
                 if not tasks_wait:
                     tasks_wait = True
                     left = min(left, BUDGET_WITH_TASKS)
-            if self.fd < 0:
+            if not self._reading:
                 return
 
     def _comes_soon(self) -> bool:
@@ -150,18 +152,24 @@ class AsyncFd:
         self._loop.remove_writer(self.fd)
 
     def _end(self, error: OSError | None) -> None:
-        if self.fd >= 0:
+        if self._reading:
+            self._reading = False
             self._loop.remove_reader(self.fd)
-            if self._unsent:
-                self._loop.remove_writer(self.fd)
         if not self.closed.done():
             self.closed.set_result(error)
+
+    def stop(self) -> None:
+        """Read no more, so that what is running can end; answers still go out. Again is nothing."""
+        self._end(None)
 
     def close(self) -> None:
         """Stop reading and close the descriptor; again is nothing."""
         if self.fd < 0:
             return
         self._end(None)
+        if self._unsent:
+            self._unsent.clear()
+            self._loop.remove_writer(self.fd)
         if self._poller is not None:
             self._poller.close()
             self._poller = None

@@ -250,7 +250,8 @@ def source_of_call(op: Op) -> str:
 
 
 Call = Callable[..., Any]
-"""call(method, request, buffer, n, nodeid, objects): decode the message buffer[:n] and call; raises ProtocolError for a malformed message."""
+"""call(method, request, buffer, n, nodeid, objects): decode the message buffer[:n] and call the method; ProtocolError when it is
+malformed."""
 
 
 def compile_call(op: Op) -> Call:
@@ -432,7 +433,7 @@ class DirentPacker:
     def add(self, entry: DirEntry) -> bool:
         """Take *entry* and return True, or return False when it does not fit any more.
 
-        OSError(EINVAL), as getdents(2) says it, when it is the first and does not fit: an empty reply is the end of the directory.
+        OSError(EINVAL), as getdents(2) says it, when it is the first and does not fit: an empty reply would be the end.
         """
         name = entry.name
         length = len(name)

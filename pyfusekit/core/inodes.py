@@ -20,12 +20,11 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Generic, TypeVar
 
+from .abi import ROOT_ID
+
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-
-ROOT_ID = 1
-"""The node id of the root; the kernel knows it without a lookup and never forgets it."""
 
 
 class InodeTable(Generic[T]):
@@ -175,12 +174,10 @@ class InodeTable(Generic[T]):
         count = self._lookups.get(ino, 0)
         if nlookup > count:
             _log.warning("the kernel forgot node %d %d times, it was looked up %d times", ino, nlookup, count)
-            if not count:
-                return None
+        if not count:
+            return None
         if nlookup < count:
             self._lookups[ino] = count - max(0, nlookup)
-            return None
-        if not count:
             return None
         del self._lookups[ino]
         return self._drop_if_unused(ino)
@@ -202,9 +199,7 @@ class InodeTable(Generic[T]):
 
     def clear(self) -> list[T]:
         """Forget everything but the root and return the nodes that went: the mount is gone, no FORGET will come."""
-        gone = [node for ino, node in self._nodes.items() if ino != ROOT_ID]
-        for ino in [ino for ino in self._nodes if ino != ROOT_ID]:
-            self._drop(ino)
+        gone = [self._drop(ino) for ino in list(self._nodes) if ino != ROOT_ID]
         self._lookups.clear()
         self._pins.clear()
         return gone
@@ -287,4 +282,4 @@ def _bad_handle(fh: int) -> OSError:
     return OSError(errno.EBADF, f"there is no open file {fh}")
 
 
-__all__ = ["ROOT_ID", "HandleTable", "InodeTable"]
+__all__ = ["HandleTable", "InodeTable"]

@@ -128,7 +128,12 @@ class PrivilegeKiller:
         return guarded
 
     async def _then(
-        self, rest: Coroutine[Any, Any, None], method: Callable[..., Any], request: Request, ino: int, arguments: tuple[Any, ...]
+        self,
+        rest: Coroutine[Any, Any, None],
+        method: Callable[..., Any],
+        request: Request,
+        ino: int,
+        arguments: tuple[Any, ...],
     ) -> Any:
         await rest
         return await _settled(method(request, ino, *arguments))

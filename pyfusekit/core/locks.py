@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_left
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from fcntl import F_RDLCK, F_UNLCK, F_WRLCK
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -61,10 +61,10 @@ def _end_of(held: _Held) -> int:
 class _Waiter:
     """A lock that somebody waits for."""
 
-    __slots__ = ("future", "handle", "lock", "owner", "room")
+    __slots__ = ("file", "future", "handle", "lock", "owner")
 
-    def __init__(self, room: _Room, owner: int, lock: Lock, handle: Any, future: asyncio.Future[None]) -> None:
-        self.room = room
+    def __init__(self, file: _FileLocks, owner: int, lock: Lock, handle: Any, future: asyncio.Future[None]) -> None:
+        self.file = file
         self.owner = owner
         self.lock = lock
         self.handle = handle
@@ -73,11 +73,11 @@ class _Waiter:
     def fail(self, error: OSError) -> None:
         """End the wait with *error*, unless it has ended."""
         if not self.future.done():
-            self.room.waiters.remove(self)
+            self.file.waiters.remove(self)
             self.future.set_exception(error)
 
 
-class _Room:
+class _FileLocks:
     """The locks of one kind on one inode, and who waits for one."""
 
     __slots__ = ("owners", "waiters")
@@ -118,7 +118,6 @@ class _Room:
         start, end = lock.start, lock.end
         # From the first range that overlaps or touches to the last.
         first = last = bisect_left(ranges, start - 1, key=_end_of)
-        pieces: list[_Held] = []
         before: list[_Held] = []
         after: list[_Held] = []
         while last < len(ranges) and ranges[last].start <= end + 1:
@@ -131,9 +130,8 @@ class _Room:
                 before.append(_Held(held.type, held.start, min(held.end, lock.start - 1), held.pid, held.handle))
             if held.end > lock.end:
                 after.append(_Held(held.type, max(held.start, lock.end + 1), held.end, held.pid, held.handle))
-        if lock.type != F_UNLCK:
-            pieces.append(_Held(lock.type, start, end, lock.pid, handle))
-        ranges[first:last] = before + pieces + after
+        here = [] if lock.type == F_UNLCK else [_Held(lock.type, start, end, lock.pid, handle)]
+        ranges[first:last] = before + here + after
         if ranges:
             self.owners[owner] = ranges
         else:
@@ -157,27 +155,27 @@ class LockTable:
     """The locks of a filesystem's files. One event loop; only :meth:`wait` waits."""
 
     def __init__(self) -> None:
-        self._posix: dict[int, _Room] = {}
-        self._flock: dict[int, _Room] = {}
+        self._posix: dict[int, _FileLocks] = {}
+        self._flock: dict[int, _FileLocks] = {}
         self._waiting: dict[int, list[_Waiter]] = {}
         """Who waits for a POSIX or OFD lock, by owner."""
 
     def __len__(self) -> int:
         """Return how many ranges are held."""
-        return sum(len(ranges) for room in self._rooms() for ranges in room.owners.values())
+        return sum(len(ranges) for file in self._files() for ranges in file.owners.values())
 
     def held(self, ino: int, *, flock: bool = False) -> list[tuple[int, Lock]]:
         """Return the locks held on *ino* with their owners, by where they start."""
-        room = (self._flock if flock else self._posix).get(ino)
-        if room is None:
+        file = (self._flock if flock else self._posix).get(ino)
+        if file is None:
             return []
-        every = [(owner, Lock(h.type, h.start, h.end, h.pid)) for owner, ranges in room.owners.items() for h in ranges]
+        every = [(owner, Lock(h.type, h.start, h.end, h.pid)) for owner, ranges in file.owners.items() for h in ranges]
         return sorted(every, key=lambda pair: (pair[1].start, pair[0]))
 
     def waiting(self, ino: int, *, flock: bool = False) -> int:
         """Return how many wait for a lock on *ino*."""
-        room = (self._flock if flock else self._posix).get(ino)
-        return 0 if room is None else len(room.waiters)
+        file = (self._flock if flock else self._posix).get(ino)
+        return 0 if file is None else len(file.waiters)
 
     def test(self, ino: int, owner: int, lock: Lock) -> Lock | None:
         """Return the first lock, by its start, that stands in the way of a POSIX or OFD *lock*, or None.
@@ -185,13 +183,13 @@ class LockTable:
         For F_UNLCK, return what *owner* itself holds there (F_OFD_GETLK, fs/locks.c posix_test_locks_conflict).
         """
         self._check(lock, flock=False)
-        room = self._posix.get(ino)
-        if room is None:
+        file = self._posix.get(ino)
+        if file is None:
             return None
         if lock.type == F_UNLCK:
-            candidates = [held for held in room.owners.get(owner, ()) if held.start <= lock.end and held.end >= lock.start]
+            candidates = [held for held in file.owners.get(owner, ()) if held.start <= lock.end and held.end >= lock.start]
         else:
-            candidates = [held for _, held in room.conflicts(owner, lock)]
+            candidates = [held for _, held in file.conflicts(owner, lock)]
         found = min(candidates, key=lambda held: held.start, default=None)
         return None if found is None else Lock(found.type, found.start, found.end, found.pid)
 
@@ -201,26 +199,26 @@ class LockTable:
         A flock conversion is not atomic, as in fs/locks.c: the old lock is gone, and may go to another, even if this fails.
         """
         self._check(lock, flock)
-        rooms = self._flock if flock else self._posix
-        room = rooms.get(ino)
-        if room is None:
+        files = self._flock if flock else self._posix
+        file = files.get(ino)
+        if file is None:
             if lock.type == F_UNLCK:
                 return True
-            room = rooms[ino] = _Room()
+            file = files[ino] = _FileLocks()
         if flock:
             lock = Lock(lock.type, 0, END, lock.pid)
-            mine = room.owners.get(owner)
+            mine = file.owners.get(owner)
             if mine is not None:
                 if mine[0].type == lock.type:
                     return True
-                del room.owners[owner]
-                self._serve(room, flock)
-        if lock.type != F_UNLCK and not room.is_free(owner, lock):
+                del file.owners[owner]
+                self._serve(file, flock)
+        if lock.type != F_UNLCK and not file.is_free(owner, lock):
             return False
-        room.put(owner, lock, handle)
+        file.put(owner, lock, handle)
         if lock.type != F_WRLCK:  # something may have been given back, or become shared
-            self._serve(room, flock)
-        self._tidy(rooms, ino, room)
+            self._serve(file, flock)
+        self._tidy(files, ino, file)
         return True
 
     async def wait(self, ino: int, owner: int, lock: Lock, handle: Any, *, flock: bool = False) -> None:
@@ -234,15 +232,15 @@ class LockTable:
             return
         import asyncio
 
-        rooms = self._flock if flock else self._posix
-        room = rooms[ino]
+        files = self._flock if flock else self._posix
+        file = files[ino]
         if flock:
             lock = Lock(lock.type, 0, END, lock.pid)
-        elif self._would_deadlock(room, owner, lock):
+        elif self._would_deadlock(file, owner, lock):
             raise _deadlock()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(room, owner, lock, handle, future)
-        room.waiters.append(waiter)
+        waiter = _Waiter(file, owner, lock, handle, future)
+        file.waiters.append(waiter)
         if not flock:
             self._waiting.setdefault(owner, []).append(waiter)
         try:
@@ -253,13 +251,13 @@ class LockTable:
                 raise
             future.result()
         finally:
-            if waiter in room.waiters:
-                room.waiters.remove(waiter)
+            if waiter in file.waiters:
+                file.waiters.remove(waiter)
             if not flock:
                 self._waiting[owner].remove(waiter)
                 if not self._waiting[owner]:
                     del self._waiting[owner]
-            self._tidy(rooms, ino, room)
+            self._tidy(files, ino, file)
 
     def flush(self, ino: int, owner: int) -> None:
         """Drop the POSIX locks of *owner* on *ino*: it closed a descriptor of it.
@@ -267,38 +265,38 @@ class LockTable:
         Its waits go on: another thread of it waits, through another descriptor maybe; if it was this one, the kernel itself
         gives the lock back when it comes (fs/locks.c fcntl_setlk).
         """
-        room = self._posix.get(ino)
-        if room is not None and room.owners.pop(owner, None) is not None:
-            self._serve(room, flock=False)
-            self._tidy(self._posix, ino, room)
+        file = self._posix.get(ino)
+        if file is not None and file.owners.pop(owner, None) is not None:
+            self._serve(file, flock=False)
+            self._tidy(self._posix, ino, file)
 
     def release(self, ino: int, handle: Any) -> None:
         """Drop every lock on *ino* that was taken through *handle*: POSIX, OFD, flock; end its waits with EBADF."""
-        for rooms in (self._posix, self._flock):
-            room = rooms.get(ino)
-            if room is None:
+        for files in (self._posix, self._flock):
+            file = files.get(ino)
+            if file is None:
                 continue
-            for waiter in [waiter for waiter in room.waiters if waiter.handle is handle]:
+            for waiter in [waiter for waiter in file.waiters if waiter.handle is handle]:
                 waiter.fail(OSError(errno.EBADF, "the file was closed while waiting for a lock"))
-            if room.drop_handle(handle):
-                self._serve(room, flock=rooms is self._flock)
-            self._tidy(rooms, ino, room)
+            if file.drop_handle(handle):
+                self._serve(file, flock=files is self._flock)
+            self._tidy(files, ino, file)
 
-    def _serve(self, room: _Room, flock: bool) -> None:
+    def _serve(self, file: _FileLocks, flock: bool) -> None:
         """Grant what has become free, in the order it was asked for. To be called after every change that frees something."""
         granted = False
-        while waiter := room.first_free():
-            room.waiters.remove(waiter)
-            room.put(waiter.owner, waiter.lock, waiter.handle)
+        while waiter := file.first_free():
+            file.waiters.remove(waiter)
+            file.put(waiter.owner, waiter.lock, waiter.handle)
             waiter.future.set_result(None)
             granted = True
         if granted and not flock:
             # The rest now waits for others than before. An owner with several threads may have closed a circle with that.
-            for waiter in list(room.waiters):
-                if self._would_deadlock(room, waiter.owner, waiter.lock):
+            for waiter in list(file.waiters):
+                if self._would_deadlock(file, waiter.owner, waiter.lock):
                     waiter.fail(_deadlock())
 
-    def _rooms(self) -> Iterable[_Room]:
+    def _files(self) -> Iterable[_FileLocks]:
         yield from self._posix.values()
         yield from self._flock.values()
 
@@ -310,13 +308,13 @@ class LockTable:
             raise OSError(errno.EINVAL, f"{lock.start} to {lock.end} is not a range")
 
     @staticmethod
-    def _tidy(rooms: dict[int, _Room], ino: int, room: _Room) -> None:
-        if not room.owners and not room.waiters and rooms.get(ino) is room:
-            del rooms[ino]
+    def _tidy(files: dict[int, _FileLocks], ino: int, file: _FileLocks) -> None:
+        if not file.owners and not file.waiters and files.get(ino) is file:
+            del files[ino]
 
-    def _would_deadlock(self, room: _Room, owner: int, lock: Lock) -> bool:
+    def _would_deadlock(self, file: _FileLocks, owner: int, lock: Lock) -> bool:
         """Follow who waits for whom, from those in the way of *lock*; say whether that leads back to *owner*."""
-        pending = {other for other, _ in room.conflicts(owner, lock)}
+        pending = {other for other, _ in file.conflicts(owner, lock)}
         seen: set[int] = set()
         while pending:
             other = pending.pop()
@@ -325,7 +323,7 @@ class LockTable:
             seen.add(other)
             for waiter in self._waiting.get(other, ()):
                 if not waiter.future.done():
-                    pending.update(next_ for next_, _ in waiter.room.conflicts(other, waiter.lock) if next_ not in seen)
+                    pending.update(next_ for next_, _ in waiter.file.conflicts(other, waiter.lock) if next_ not in seen)
         return False
 
 
@@ -369,44 +367,37 @@ class LockKeeper(Filesystem):
         if getattr(below, "__func__", None) is Filesystem.flush:
             self.locks.flush(ino, lock_owner)
             return None
-        try:
-            result = below(request, ino, handle, lock_owner)
-        except BaseException:
-            self.locks.flush(ino, lock_owner)
-            raise
-        if isinstance(result, Coroutine):
-            return self._flush_after(result, ino, lock_owner)
-        self.locks.flush(ino, lock_owner)
-        return None
+        return _run_then(lambda: below(request, ino, handle, lock_owner), lambda: self.locks.flush(ino, lock_owner))
 
     def release(self, request: Request, ino: int, handle: Any) -> Result[None]:
         """Release, then drop every lock that was taken through *handle*."""
-        try:
-            result = super().release(request, ino, handle)
-        except BaseException:
-            self.locks.release(ino, handle)
-            raise
-        if isinstance(result, Coroutine):
-            return self._release_after(result, ino, handle)
-        self.locks.release(ino, handle)
-        return None
-
-    async def _flush_after(self, flushing: Coroutine[Any, Any, None], ino: int, lock_owner: int) -> None:
-        try:
-            await flushing
-        finally:
-            self.locks.flush(ino, lock_owner)
-
-    async def _release_after(self, releasing: Coroutine[Any, Any, None], ino: int, handle: Any) -> None:
-        try:
-            await releasing
-        finally:
-            self.locks.release(ino, handle)
+        below = super().release
+        return _run_then(lambda: below(request, ino, handle), lambda: self.locks.release(ino, handle))
 
     @staticmethod
     def _need_handle(handle: Any) -> None:
         if handle is None:
             raise OSError(errno.ENOLCK, "locks need a handle for every open file, but open returned none")
+
+
+def _run_then(call: Callable[[], Result[None]], then: Callable[[], None]) -> Result[None]:
+    """Run *call*, and *then* when it has ended, however it did."""
+    try:
+        result = call()
+    except BaseException:
+        then()
+        raise
+    if isinstance(result, Coroutine):
+        return _await_then(result, then)
+    then()
+    return None
+
+
+async def _await_then(running: Coroutine[Any, Any, None], then: Callable[[], None]) -> None:
+    try:
+        await running
+    finally:
+        then()
 
 
 __all__ = ["END", "LockKeeper", "LockTable"]

@@ -24,12 +24,13 @@ import struct
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import abi
 from .codec import encode_notification
 from .errors import DeadlockError
+from .notification import InFlight, Notification
 from .types import Data
 
 if TYPE_CHECKING:
@@ -48,106 +49,6 @@ MAX_PRUNED = 1 << 16
 MAX_OFFSET = (1 << 63) - 1
 MAX_THREADS = 8
 JOIN_TIMEOUT_S = 1.0
-
-_ANY_LOCK_FREE = frozenset(
-    {abi.OPENDIR, abi.RELEASEDIR, abi.RELEASE, abi.STATFS, abi.SYNCFS, abi.POLL, abi.FLUSH, abi.GETLK, abi.SETLK, abi.SETLKW}
-)
-"""Requests during which the kernel holds no lock of the node they name. All others may: even GETATTR is sent under a
-directory's lock, by the permission check of a mkdir (fs/fuse/dir.c fuse_perm_getattr)."""
-_PAGE_OPS = frozenset(
-    {abi.READ, abi.WRITE, abi.FSYNC, abi.FLUSH, abi.SETATTR, abi.FALLOCATE, abi.OPEN, abi.CREATE, abi.COPY_FILE_RANGE,
-     abi.COPY_FILE_RANGE_64, abi.SETUPMAPPING, abi.REMOVEMAPPING}
-)  # fmt: skip
-"""Requests during which the kernel may hold pages of the node they name, or keep others from being written back."""
-
-
-class InFlight:
-    """A request whose handler is running: what the notifier needs to know about it, and what the session keeps of it."""
-
-    __slots__ = ("after", "nodeids", "opcode", "task", "unique")
-
-    def __init__(self, unique: int, opcode: int, nodeids: tuple[int, ...], task: asyncio.Task[None] | None = None) -> None:
-        self.unique = unique
-        self.opcode = opcode
-        self.nodeids = nodeids
-        """Every node the request names."""
-        self.task = task
-        self.after: list[Callable[[], None]] = []
-        """Called on the loop, in order, when the reply was written or could not be; then the request is no longer in flight."""
-
-    def __repr__(self) -> str:
-        return f"InFlight(unique={self.unique}, opcode={self.opcode}, nodeids={self.nodeids})"
-
-
-class Notification(Generic[T]):
-    """A notification on its way. Awaiting it, which nobody needs to do, waits until the kernel has taken it.
-
-    The result is True, or False when the kernel did not know the inode or name: to a cache that is as good. Of a retrieve it
-    is the bytes. Other errors of the kernel are raised as OSError; ENODEV is the end of the mount. Those that
-    nobody awaited are logged.
-    """
-
-    __slots__ = (
-        "_error", "_notifier", "_result", "_seen", "_waiters", "begun", "code", "done", "holder", "keys", "locks", "pages",
-        "parts",
-    )  # fmt: skip
-
-    def __init__(self, notifier: Notifier, code: int, parts: list[Data], keys: tuple[int, ...] = ()) -> None:
-        self._notifier = notifier
-        self._waiters: list[asyncio.Future[None]] = []
-        self._error: OSError | None = None
-        self._result: Any = None
-        self._seen = False
-        self.code = code
-        self.parts = parts
-        self.keys = keys
-        """The nodes it is about; those about one node keep their order."""
-        self.locks: tuple[int, ...] = ()
-        """The nodes whose locks the kernel takes for it."""
-        self.pages: int = 0
-        """The node whose pages the kernel waits for, or 0."""
-        self.holder: InFlight | None = None
-        """The request whose answer it waits for before it is written."""
-        self.begun = False
-        """It is being written, or was."""
-        self.done = False
-
-    def __repr__(self) -> str:
-        return f"Notification({abi.NOTES[self.code].name}, keys={self.keys})"
-
-    def __await__(self) -> Generator[Any, None, T]:
-        return self._wait().__await__()
-
-    async def _wait(self) -> T:
-        if not self.done:
-            await self._notifier._wait_for(self)
-        if self._error is not None:
-            self._seen = True
-            raise self._error
-        result: T = self._result
-        return result
-
-    def conflicts(self, request: InFlight) -> bool:
-        """Say whether the kernel may hold what this takes until *request* is answered."""
-        if self.locks and request.opcode not in _ANY_LOCK_FREE and not set(request.nodeids).isdisjoint(self.locks):
-            return True
-        return self.pages != 0 and request.opcode in _PAGE_OPS and self.pages in request.nodeids
-
-    def _finish(self, result: Any, error: OSError | None) -> None:
-        """Set the outcome, once."""
-        if self.done:
-            return
-        self.done = True
-        self.parts = []
-        self._result, self._error = result, error
-        for future in self._waiters:
-            if not future.done():
-                future.set_result(None)
-        self._waiters.clear()
-
-    def __del__(self) -> None:
-        if self._error is not None and not self._seen and self._error.errno != errno.ENODEV:
-            _log.warning("%r, which nobody awaited: %s", self, self._error)
 
 
 class Notifier:
@@ -209,7 +110,7 @@ class Notifier:
         self._mergeable.clear()
         self._retrieving.clear()
         for note in pending:
-            note._finish(None, _gone())
+            note.finish(None, _gone())
         until = time.monotonic() + JOIN_TIMEOUT_S
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
@@ -279,12 +180,8 @@ class Notifier:
         if not 0 <= offset <= MAX_OFFSET or not 0 <= size <= 0xFFFFFFFF:
             raise ValueError(f"{size} bytes from {offset} are no range")
         unique, self._next_unique = self._next_unique, self._next_unique + 2
-        note: Notification[bytes] = Notification(
-            self,
-            abi.NOTIFY_RETRIEVE,
-            encode_notification(abi.NOTIFY_RETRIEVE, notify_unique=unique, nodeid=ino, offset=offset, size=size),
-            (ino,),
-        )
+        parts = encode_notification(abi.NOTIFY_RETRIEVE, notify_unique=unique, nodeid=ino, offset=offset, size=size)
+        note: Notification[bytes] = Notification(abi.NOTIFY_RETRIEVE, parts, (ino,), self._wait_for)
         note.pages = ino
         if not self._closed:
             self._retrieving[unique] = note
@@ -294,7 +191,7 @@ class Notifier:
         """Take a NOTIFY_REPLY; the session calls it. An unknown one is ignored: it was asked for before a restart."""
         note = self._retrieving.pop(notify_unique, None)
         if note is not None:
-            note._finish(bytes(data), None)
+            note.finish(bytes(data), None)
 
     def poll(self, kh: int) -> Notification[bool]:
         """Wake those who poll the file whose ``poll`` was given *kh*: they ask again."""
@@ -319,22 +216,22 @@ class Notifier:
             self._post(note)
         if every:
             return note
-        empty: Notification[bool] = Notification(self, abi.NOTIFY_PRUNE, [])
-        empty._finish(True, None)
+        empty: Notification[bool] = Notification(abi.NOTIFY_PRUNE, [], (), self._wait_for)
+        empty.finish(True, None)
         return empty
 
     # On the loop.
 
     def _make(self, code: int, keys: tuple[int, ...] = (), **fields: Any) -> Notification[bool]:
-        return Notification(self, code, encode_notification(code, **fields), keys)
+        return Notification(code, encode_notification(code, **fields), keys, self._wait_for)
 
     def _post(self, note: Notification[T], mergeable: bool = False) -> Notification[T]:
         """Let *note* go out in the loop's next turn: after the reply of the plain ``def`` that may be calling."""
         if self._closed:
-            note._finish(None, _gone())
+            note.finish(None, _gone())
             return note
         if self.kernel_minor < abi.NOTES[note.code].since:
-            note._finish(None, _unsupported(note.code))
+            note.finish(None, _unsupported(note.code))
             return note
         request = self.current()
         if request is not None and note.conflicts(request):
@@ -396,12 +293,12 @@ class Notifier:
                         raise DeadlockError(f"{MAX_THREADS} notifications wait for handlers that await notifications")
                     self._spawn()
         future: asyncio.Future[None] = self._loop.create_future()
-        note._waiters.append(future)
+        note.waiters.append(future)
         try:
             await future
         finally:
-            if future in note._waiters:
-                note._waiters.remove(future)
+            if future in note.waiters:
+                note.waiters.remove(future)
             if request is not None:
                 with self._ready:
                     self._stop_awaiting(request, note)
@@ -523,11 +420,11 @@ class Notifier:
             if note.code == abi.NOTIFY_RETRIEVE:
                 self._retrieve_written(note, number)
             elif not number or number == errno.ENOENT:
-                note._finish(not number, None)
+                note.finish(not number, None)
             elif number == errno.EINVAL and note.code >= abi.NOTIFY_RESEND:
-                note._finish(None, _unsupported(note.code))
+                note.finish(None, _unsupported(note.code))
             else:
-                note._finish(None, OSError(number, f"the kernel refused {note!r}"))
+                note.finish(None, OSError(number, f"the kernel refused {note!r}"))
 
     def _retrieve_written(self, note: Notification[bytes], number: int) -> None:
         """Go on waiting for the data, unless there will be none."""
@@ -537,9 +434,9 @@ class Notifier:
             if waiting is note:
                 del self._retrieving[unique]
         if number == errno.ENOENT:
-            note._finish(b"", None)
+            note.finish(b"", None)
         else:
-            note._finish(None, OSError(number, f"the kernel refused {note!r}"))
+            note.finish(None, OSError(number, f"the kernel refused {note!r}"))
 
 
 def _gone() -> OSError:

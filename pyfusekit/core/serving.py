@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -12,7 +13,7 @@ from typing import Any
 from . import mount as mounting
 from .asyncfd import AsyncFd
 from .capabilities import PAGE_BYTES, Agreed, Limits
-from .errors import MountError
+from .errors import MountError, ProtocolError
 from .filesystem import Filesystem
 from .mount import Mount, MountOptions
 from .notify import Notifier
@@ -20,7 +21,6 @@ from .session import Session
 
 log = logging.getLogger(__name__)
 
-READAHEAD_KIB = 1024
 INIT_TIMEOUT_S = 20.0
 LEAVE_TIMEOUT_S = 10.0
 """How long leaving the block waits for those who still use a mount that was taken out of the tree."""
@@ -62,10 +62,25 @@ def _is_admin() -> bool:
     return False
 
 
+class _Way:
+    """Where notifications go: to the device, once there is one. Called on the notifier's thread, where it may block."""
+
+    __slots__ = ("device",)
+
+    def __init__(self) -> None:
+        self.device: AsyncFd | None = None
+
+    def __call__(self, parts: object) -> int:
+        fd = -1 if self.device is None else self.device.fd
+        if fd < 0:
+            raise OSError(errno.ENODEV, "the mount is gone")
+        return os.writev(fd, parts)  # type: ignore[arg-type]
+
+
 class Served:
     """A filesystem being served; made by :func:`serve`."""
 
-    def __init__(self, fs: Filesystem, mount: Mount, limits: Limits, spin: int | None) -> None:
+    def __init__(self, fs: Filesystem, mount: Mount, limits: Limits, spin: int | None, notifier: Notifier, way: _Way) -> None:
         self.fs = fs
         self.mount = mount
         """Where it is mounted, and how."""
@@ -75,7 +90,8 @@ class Served:
             if spin is None
             else AsyncFd(mount.fd, largest + _HEADROOM_BYTES, spin=spin)
         )
-        self.notifier = Notifier(self._notify)
+        way.device = self.device
+        self.notifier = notifier
         self.session = Session(
             fs,
             self.device.write,
@@ -84,22 +100,21 @@ class Served:
             limits=limits,
             recycle=self.device.recycle,
         )
-        self.device.receive = self.session.receive
+        self.device.receive = self._receive_first
         self._ended = False
 
-    def _notify(self, parts: object) -> int:
-        """Write one notification; on the notifier's thread, where it may block."""
-        fd = self.device.fd
-        if fd < 0:
-            raise OSError(errno.ENODEV, "the mount is gone")
-        return os.writev(fd, parts)  # type: ignore[arg-type]
+    def _receive_first(self, buffer: Any, n: int) -> int:
+        """Receive until INIT is answered: only then the kernel takes notifications."""
+        said = self.session.receive(buffer, n)
+        if self.session.agreed is not None and self.device.receive != self.session.receive:
+            self.device.receive = self.session.receive
+            self.notifier.attach(asyncio.get_running_loop())
+        return said
 
     async def begin(self) -> Agreed:
         """Answer INIT and serve; return what was agreed. Raises MountError when the kernel does not ask or is too old."""
         loop = asyncio.get_running_loop()
         self.session.initialised = loop.create_future()
-        self.notifier.attach(loop)
-        self.fs.notifier = self.notifier
         self.device.start()
         waits: set[asyncio.Future[Any]] = {self.session.initialised, self.device.closed}
         await asyncio.wait(waits, timeout=INIT_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
@@ -110,9 +125,13 @@ class Served:
                 kind=mounting.MOUNT_FAILED,
                 remedy="look at the kernel's log: dmesg | tail",
             )
-        agreed = self.session.initialised.result()
+        try:
+            agreed = self.session.initialised.result()
+        except ProtocolError as error:
+            raise MountError(str(error), kind=mounting.MOUNT_FAILED, remedy="use Linux 3.15 or later") from error
         if self.mount.minor is not None:
-            await asyncio.to_thread(mounting.set_readahead, self.mount.minor, READAHEAD_KIB)
+            # Buffered READs are bounded by it, and INIT can only make it smaller than the default of 128 KiB.
+            await asyncio.to_thread(mounting.set_readahead, self.mount.minor, max(0, self.fs.max_readahead) >> 10)
         return agreed
 
     async def wait(self) -> None:
@@ -131,11 +150,17 @@ class Served:
         self._ended = True
         try:
             await self._leave()
+        except asyncio.CancelledError:
+            await self._detach()  # whoever cannot wait for the users leaves no dead mount behind all the same
+            raise
         finally:
-            await self.session.drain()
-            self.notifier.close()
-            self.device.close()
-            await self.fs.destroy()
+            self.device.stop()
+            try:
+                await self.session.drain()
+            finally:
+                self.notifier.close()
+                self.device.close()
+                await self.fs.destroy()
 
     async def _leave(self) -> None:
         try:
@@ -153,8 +178,9 @@ class Served:
         try:
             await self.unmount(lazy=True)
         except MountError as error:
-            log.warning("%s; closing the connection instead", error)  # another mount lies over this one
-            self.device.close()
+            if error.kind != mounting.NOT_MOUNTED:
+                log.warning("%s; closing the connection instead", error)  # another mount lies over this one
+                self.device.close()
 
 
 class serve:
@@ -181,12 +207,19 @@ class serve:
         if fs.read_only or not any(map(fs.implements, CHANGING)):
             options.read_only = True
         options.file = options.file or fs.root_is_file
+        way = _Way()
+        fs.notifier = notifier = Notifier(way)
         await fs.init()
         try:
             limits = machine_limits(options)
-            mounted = await asyncio.to_thread(mounting.mount, self._mountpoint, options)
-            self._served = served = Served(fs, mounted, limits, self._spin)
+            mounted = await self._mount(options)
+            try:
+                self._served = served = Served(fs, mounted, limits, self._spin, notifier, way)
+            except BaseException:
+                await asyncio.to_thread(_undo, mounted)
+                raise
         except BaseException:
+            notifier.close()
             await fs.destroy()
             raise
         try:
@@ -196,11 +229,30 @@ class serve:
             raise
         return served
 
+    async def _mount(self, options: MountOptions) -> Mount:
+        """Mount in a thread, which cannot be stopped: if the wait for it is cancelled, what it mounted is taken away again."""
+        mounting_task = asyncio.ensure_future(asyncio.to_thread(mounting.mount, self._mountpoint, options))
+        try:
+            return await asyncio.shield(mounting_task)
+        except asyncio.CancelledError:
+            await asyncio.wait({mounting_task})
+            if mounting_task.exception() is None:
+                await asyncio.to_thread(_undo, mounting_task.result())
+            raise
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._served is not None:
             await self._served.end()
+
+
+def _undo(mount: Mount) -> None:
+    """Take a mount away that nobody serves."""
+    os.close(mount.fd)
+    if mount.how != "given":
+        with contextlib.suppress(MountError):
+            mount.unmount(lazy=True)
 
 
 def run(fs: Filesystem, mountpoint: str, options: MountOptions | None = None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import inspect
 import logging
 import struct
 import sys
@@ -38,9 +39,13 @@ until ``recycle`` gives it back."""
 _unpack_header = codec.IN_HEADER.unpack_from
 _pack_header = codec.pack_reply_header
 _HEADER_BYTES = codec.HEADER_BYTES
+_U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
 _EAGER = sys.version_info >= (3, 12)
 
+COPY_UP_TO = 32 << 10
+"""Bytes of a message. What an ``async def`` is given is copied up to here: a thousand small writes that wait would otherwise
+keep a thousand buffers of the largest write's size."""
 _FAILED = object()
 """Stands for the result of a handler that had none."""
 _GONE = frozenset((errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EPIPE, errno.ECONNRESET, errno.EBADF))
@@ -56,7 +61,7 @@ _SECOND_NODE_AT = {abi.RENAME: 40, abi.RENAME2: 40, abi.LINK: 40, abi.COPY_FILE_
 class _Row:
     """One opcode, ready to be served by this session."""
 
-    __slots__ = ("absent", "call", "method", "op", "opcode", "reply")
+    __slots__ = ("absent", "call", "copies", "method", "op", "opcode", "reply")
 
     def __init__(self, opcode: int, op: abi.Op) -> None:
         self.opcode = opcode
@@ -66,6 +71,8 @@ class _Row:
         self.reply: Callable[[Request, Any], Message] | None = None
         self.absent = op.absent
         """The errno answered when there is no call."""
+        self.copies = False
+        """Data of up to COPY_UP_TO bytes is copied before the call, so that the task keeps no buffer."""
 
 
 class Session:
@@ -229,6 +236,8 @@ class Session:
             nodeids += _U64.unpack_from(buffer, at)
         entry = InFlight(request.unique, row.opcode, nodeids)
         keeps = row.op.data and self._recycle is not None
+        if keeps and row.copies and _U32.unpack_from(buffer)[0] <= COPY_UP_TO:
+            keeps = False
         former = self.inflight.get(request.unique)
         if former is not None:  # resent a second time while it runs: the first of the two answers counts
             self._lost -= 1
@@ -432,8 +441,11 @@ class Session:
                 row.method = own[opcode]
             elif op.method and not self._is_absent(opcode, op, row, agreed):
                 row.method = wrap(op.method)
+                row.copies = op.data and inspect.iscoroutinefunction(getattr(self.fs, op.method))
             if row.method is not None:
                 row.call = self._compile(opcode, op, agreed)
+                if row.copies:
+                    row.call = _copying(row.call)
             self._table[opcode] = (row.call, row.method, row.reply, row)
 
     def _is_absent(self, opcode: int, op: abi.Op, row: _Row, agreed: Agreed) -> bool:
@@ -503,6 +515,17 @@ class Session:
         _, late = await asyncio.wait(tasks, timeout=grace)
         if late:
             log.warning("%d handlers did not end within %g s of being cancelled", len(late), grace)
+
+
+def _copying(call: codec.Call) -> codec.Call:
+    """Return *call* for a small message's copy."""
+
+    def copying(method: Any, request: Request, buffer: Any, n: int, nodeid: int, objects: Any) -> Any:
+        if n <= COPY_UP_TO:
+            buffer = bytes(memoryview(buffer)[:n])
+        return call(method, request, buffer, n, nodeid, objects)
+
+    return copying
 
 
 _STATELESS = {abi.OPEN: abi.NO_OPEN_SUPPORT, abi.OPENDIR: abi.NO_OPENDIR_SUPPORT}

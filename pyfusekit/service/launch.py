@@ -18,8 +18,8 @@ import time
 from types import FrameType
 from typing import Any, NoReturn
 
-from pyfusekit.core.mount import check_mountpoint
 from pyfusekit.core.mountinfo import read_mountinfo
+from pyfusekit.core.mountpoints import check_mountpoint
 
 from . import control, places, procs
 from .ahead import Ahead

@@ -182,7 +182,7 @@ def _let_go(mountpoint: str, lazy: bool) -> None:
 
 def _target(target: str) -> MountInfo:
     """Return the mount of ours that *target* names."""
-    from pyfusekit.core.mount import find_mount
+    from pyfusekit.core.mountpoints import find_mount
 
     if "\0" in target or not target:
         raise Failure("the mountpoint is no file name", "pyfusekit list shows what is mounted", code=NOT_MOUNTED)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import served
 
 from pyfusekit.core import abi, backing, codec
 from pyfusekit.core.backing import Backing
@@ -121,6 +122,7 @@ def mounted() -> Iterator[int]:
         Path(directory).rmdir()
 
 
+@served.mounted
 def test_kernel_takes_a_file_and_gives_it_back(mounted: int) -> None:
     with tempfile.TemporaryFile() as file, Backing(lambda: mounted, file.fileno()) as first:
         second = Backing(lambda: mounted, file.fileno())
@@ -128,6 +130,7 @@ def test_kernel_takes_a_file_and_gives_it_back(mounted: int) -> None:
         second.close()
 
 
+@served.mounted
 def test_kernel_takes_no_directory(mounted: int) -> None:
     directory = os.open("/", os.O_RDONLY)
     try:

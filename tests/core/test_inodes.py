@@ -9,7 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from pyfusekit.core.inodes import ROOT_ID, HandleTable, InodeTable
+from pyfusekit.core.abi import ROOT_ID
+from pyfusekit.core.inodes import HandleTable, InodeTable
 
 
 def test_root_is_1_and_is_never_forgotten() -> None:

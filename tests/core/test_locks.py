@@ -4,25 +4,31 @@ import asyncio
 import errno
 import fcntl
 import os
+import signal
 import struct
+import subprocess
+import sys
 import tempfile
+import threading
 from collections import defaultdict
-from collections.abc import Coroutine
-from contextlib import nullcontext
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, nullcontext
 from fcntl import F_RDLCK, F_UNLCK, F_WRLCK
 from functools import partial
 from pathlib import Path
+from stat import S_IFDIR, S_IFREG
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from served import mounted, served
 
 from pyfusekit.core.abi import LK_FLOCK
 from pyfusekit.core.filesystem import Filesystem
 from pyfusekit.core.locks import END, LockKeeper, LockTable
-from pyfusekit.core.types import Lock, Request, Result
+from pyfusekit.core.types import Attr, Lock, Request, Result
 
 INO = 5
 A, B, C, D = 0xA, 0xB, 0xC, 0xD
@@ -751,3 +757,209 @@ def test_ofd_lock_ends_with_the_release_of_its_file() -> None:
         assert fs.setlkw(request(), INO, other, B, unlock()) is None
 
     asyncio.run(main())
+
+
+# The kernel's side, through a mount.
+
+
+class OneFile(LockKeeper):
+    """A directory with one file, whose locks are kept here."""
+
+    def lookup(self, request: Request, parent: int, name: bytes) -> Attr | None:
+        return self.getattr(request, INO, None) if name == b"file" else None
+
+    def getattr(self, request: Request, ino: int, handle: Any) -> Attr:
+        return Attr(ino=1, mode=S_IFDIR | 0o755) if ino == 1 else Attr(ino=INO, mode=S_IFREG | 0o644, size=100)
+
+    def open(self, request: Request, ino: int, flags: int) -> object:
+        return object()
+
+    def write(self, request: Request, ino: int, handle: Any, offset: int, data: memoryview) -> int:
+        """Take nothing seriously: without it the mount is read-only, and only files open for writing take write locks."""
+        return len(data)
+
+
+def lock_bytes(type_: int, start: int = 0, length: int = 0) -> bytes:
+    return _FLOCK.pack(type_, os.SEEK_SET, start, length, 0)
+
+
+class Client:
+    """A process of its own that locks as it is told, by lines of Python that end in an answer."""
+
+    SOURCE = """
+import errno, fcntl, os, signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: (_ for _ in ()).throw(InterruptedError(errno.EINTR, "signal")))
+fds = {}
+for line in sys.stdin:
+    try:
+        answer = repr(eval(line))
+    except OSError as error:
+        answer = errno.errorcode[error.errno]
+    print(answer, flush=True)
+"""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self.SOURCE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def begin(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def ask(self, line: str) -> str:
+        self.begin(line)
+        return self.answer()
+
+    def begin_posix(self, type_: int, start: int, length: int) -> None:
+        self.begin(f"fcntl.fcntl(fds['f'], fcntl.F_SETLKW, {lock_bytes(type_, start, length)!r}) and 'locked'")
+
+    def posix(self, type_: int, start: int, length: int) -> str:
+        self.begin_posix(type_, start, length)
+        return self.answer()
+
+    def is_waiting(self) -> bool:
+        """Say whether the process sleeps in the kernel's wait for an answer."""
+        return "request_wait" in Path(f"/proc/{self.process.pid}/wchan").read_text()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            stream.close()
+
+
+@pytest.fixture
+def file() -> Iterator[Path]:
+    with served(__file__) as (top, _):
+        yield top / "file"
+
+
+@pytest.fixture
+def clients(file: Path) -> Iterator[list[Client]]:
+    with ExitStack() as ends:
+        started = []
+        for _ in range(2):
+            started.append(Client())
+            ends.callback(started[-1].end)
+            started[-1].ask(f"fds.update(f=os.open({str(file)!r}, os.O_RDWR))")
+        yield started
+
+
+def until(condition: Callable[[], bool]) -> None:
+    pause = threading.Event()
+    for _ in range(5000):
+        if condition():
+            return
+        pause.wait(0.002)
+    raise AssertionError("it never happened")
+
+
+def ofd(fd: int, type_: int) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock_bytes(type_))
+    except BlockingIOError:
+        return False
+    return True
+
+
+@mounted
+def test_mounted_ofd_lock_ends_with_the_last_descriptor_of_its_open_file(file: Path) -> None:
+    first, second = os.open(file, os.O_RDWR), os.open(file, os.O_RDWR)
+    again = os.dup(first)
+    assert ofd(first, F_WRLCK)
+    assert not ofd(second, F_RDLCK)
+    os.close(first)
+    assert not ofd(second, F_RDLCK)
+    os.close(again)
+    until(lambda: ofd(second, F_WRLCK))  # RELEASE comes a little later than close
+    os.close(second)
+
+
+@mounted
+def test_mounted_flock_ends_with_its_open_file_and_knows_no_posix_lock(file: Path) -> None:
+    first, second = os.open(file, os.O_RDWR), os.open(file, os.O_RDWR)
+    fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(second, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    assert ofd(second, F_WRLCK)
+    os.close(first)
+
+    def may_lock() -> bool:
+        try:
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    until(may_lock)
+    os.close(second)
+
+
+@mounted
+def test_mounted_posix_wait_is_granted_when_the_other_process_dies(clients: list[Client]) -> None:
+    first, second = clients
+    assert first.posix(F_WRLCK, 0, 10) != "EAGAIN"
+    second.begin_posix(F_WRLCK, 5, 1)
+    until(second.is_waiting)
+    first.process.kill()
+    assert second.answer() == "'locked'"
+
+
+@mounted
+def test_mounted_posix_lock_ends_when_any_descriptor_of_the_file_is_closed(clients: list[Client], file: Path) -> None:
+    first, second = clients
+    first.posix(F_WRLCK, 0, 10)
+    second.begin_posix(F_WRLCK, 0, 10)
+    until(second.is_waiting)
+    first.ask(f"os.close(os.open({str(file)!r}, os.O_RDONLY))")
+    assert second.answer() == "'locked'"
+
+
+@mounted
+def test_mounted_wait_is_interrupted_by_a_signal_and_leaves_no_trace(clients: list[Client]) -> None:
+    first, second = clients
+    first.posix(F_WRLCK, 0, 10)
+    second.begin_posix(F_WRLCK, 0, 20)
+    until(second.is_waiting)
+    second.process.send_signal(signal.SIGUSR1)
+    assert second.answer() == "EINTR"
+    first.posix(F_UNLCK, 0, 10)
+    assert first.posix(F_WRLCK, 0, 20) == "'locked'"
+
+
+@mounted
+def test_mounted_deadlock_is_edeadlk(clients: list[Client]) -> None:
+    first, second = clients
+    first.posix(F_WRLCK, 0, 1)
+    second.posix(F_WRLCK, 1, 1)
+    first.begin_posix(F_WRLCK, 1, 1)
+    until(first.is_waiting)
+    assert second.posix(F_WRLCK, 0, 1) == errno.errorcode[errno.EDEADLK]
+    second.posix(F_UNLCK, 1, 1)
+    assert first.answer() == "'locked'"
+
+
+@mounted
+def test_mounted_getlk_names_the_holder(clients: list[Client]) -> None:
+    first, second = clients
+    first.posix(F_WRLCK, 3, 4)
+    found = second.ask(f"fcntl.fcntl(fds['f'], fcntl.F_GETLK, {lock_bytes(F_RDLCK)!r}).hex()")
+    assert _FLOCK.unpack(bytes.fromhex(found.strip("'"))) == (F_WRLCK, os.SEEK_SET, 3, 4, first.process.pid)
+
+
+if __name__ == "__main__":
+    from pyfusekit.core.serving import serve
+
+    async def serve_until_unmounted() -> None:
+        async with serve(OneFile(), sys.argv[1]) as serving:
+            print("ready", flush=True)
+            await serving.wait()
+
+    asyncio.run(serve_until_unmounted())

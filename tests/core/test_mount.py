@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from pyfusekit.core import fusermount, mountpoints
 from pyfusekit.core import mount as m
 from pyfusekit.core.errors import MountError
 from pyfusekit.core.mount import MountOptions
@@ -313,7 +314,7 @@ def test_a_mount_under_one_that_covers_its_parent_is_out_of_reach(tmp_path: Path
 @mounted
 def test_root_mounts_a_directory_by_itself(mountpoint: Path) -> None:
     mount = m.mount(str(mountpoint), MountOptions())
-    info = m.find_mount(str(mountpoint))
+    info = mountpoints.find_mount(str(mountpoint))
     assert info is not None
     assert (mount.path, mount.how, mount.source) == (str(mountpoint), "direct", "pyfusekit")
     assert (info.mountpoint, info.fstype, info.major, info.minor) == (str(mountpoint), "fuse.pyfusekit", 0, mount.minor)
@@ -324,7 +325,7 @@ def test_root_mounts_a_directory_by_itself(mountpoint: Path) -> None:
     assert fcntl.fcntl(mount.fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
     assert struct.unpack_from("<I", os.read(mount.fd, 8192), 4) == (26,)  # INIT waits to be answered
     mount.unmount()
-    assert m.find_mount(str(mountpoint)) is None
+    assert mountpoints.find_mount(str(mountpoint)) is None
     with pytest.raises(OSError, match="No such device"):
         os.read(mount.fd, 8192)
     os.close(mount.fd)
@@ -348,7 +349,7 @@ def test_every_option_reaches_the_kernel(mountpoint: Path, how: str, request: py
         max_read=65536,
     )
     mount = m.mount(str(mountpoint), options)
-    info = m.find_mount(str(mountpoint))
+    info = mountpoints.find_mount(str(mountpoint))
     assert info is not None
     assert mount.how == how
     assert {"ro", "noexec", "noatime"} <= set(info.options.split(","))
@@ -364,7 +365,7 @@ def test_every_option_reaches_the_kernel(mountpoint: Path, how: str, request: py
 @pytest.mark.parametrize("source", SOURCES)
 def test_the_source_is_shown_to_the_letter(mountpoint: Path, source: str) -> None:
     mount = m.mount(str(mountpoint), MountOptions(source=source))
-    info = m.find_mount(str(mountpoint))
+    info = mountpoints.find_mount(str(mountpoint))
     assert (mount.how, mount.source, info and info.source) == ("direct", source, source)
     mount.unmount()
     os.close(mount.fd)
@@ -375,7 +376,7 @@ def test_the_source_is_shown_to_the_letter(mountpoint: Path, source: str) -> Non
 @pytest.mark.parametrize("source", SOURCES)
 def test_fusermount3_keeps_the_source_to_the_letter(mountpoint: Path, source: str) -> None:
     mount = m.mount(str(mountpoint), MountOptions(source=source))
-    info = m.find_mount(str(mountpoint))
+    info = mountpoints.find_mount(str(mountpoint))
     assert (mount.how, mount.source, info and info.source) == ("fusermount3", source, source)
     assert info is not None
     assert (info.fstype, info.minor) == ("fuse.pyfusekit", mount.minor)
@@ -391,7 +392,7 @@ def test_another_subtype_is_not_ours(mountpoint: Path, how: str, request: pytest
     if how == "fusermount3":
         request.getfixturevalue("needs_helper")
     mount = m.mount(str(mountpoint), MountOptions(subtype="other,type"))
-    info = m.find_mount(str(mountpoint))
+    info = mountpoints.find_mount(str(mountpoint))
     assert info is not None
     assert (info.fstype, info.subtype, info.is_ours, info.is_fuse) == ("fuse.other,type", "other,type", False, True)
     mount.unmount()
@@ -406,8 +407,8 @@ def test_two_mounts_in_one_process_are_two_connections(place: Path) -> None:
     one, two = (m.mount(str(path), MountOptions(source=path.name)) for path in paths)
     assert one.minor != two.minor
     one.unmount()
-    assert m.find_mount(one.path) is None
-    info = m.find_mount(two.path)
+    assert mountpoints.find_mount(one.path) is None
+    info = mountpoints.find_mount(two.path)
     assert info is not None
     assert info.source == "two"
     two.unmount()
@@ -432,7 +433,7 @@ def test_fusermount3_mounts_on_a_file(place: Path) -> None:
     path = place / "file"
     path.touch()
     mount = m.mount(str(path), MountOptions(file=True))
-    assert m.find_mount(str(path)) is not None
+    assert mountpoints.find_mount(str(path)) is not None
     mount.unmount()
     os.close(mount.fd)
 
@@ -447,7 +448,7 @@ def test_the_path_of_a_mount_is_absolute_and_without_symlinks(place: Path, monke
     mount = m.mount("./link/../other/", MountOptions())
     assert mount.path == str(place / "real dir" / "mnt")
     for name in ("other", "link/mnt", str(place / "link" / "." / "mnt"), "real dir/../link//mnt/"):
-        info = m.find_mount(name)
+        info = mountpoints.find_mount(name)
         assert info is not None
         assert info.minor == mount.minor
     m.unmount("other")
@@ -463,7 +464,7 @@ def test_a_failed_mount_leaves_nothing_open(mountpoint: Path, monkeypatch: pytes
         kinds = {errno.ENODEV: m.NO_DEV_FUSE, errno.EPERM: m.FUSERMOUNT_REFUSED}
         assert refusal(lambda: m.mount(str(mountpoint), MountOptions())).kind == kinds.get(number, m.MOUNT_FAILED)
     assert sorted(os.listdir("/proc/self/fd")) == before
-    assert m.find_mount(str(mountpoint)) is None
+    assert mountpoints.find_mount(str(mountpoint)) is None
 
 
 @pytest.mark.parametrize(
@@ -491,8 +492,8 @@ def test_an_option_the_kernel_cannot_take_is_refused_first(options: MountOptions
 def test_a_good_mountpoint_is_returned_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mnt").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert m.check_mountpoint("mnt/") == str(tmp_path.resolve() / "mnt")
-    assert m.check_mountpoint("/", nonempty=True) == "/"
+    assert mountpoints.check_mountpoint("mnt/") == str(tmp_path.resolve() / "mnt")
+    assert mountpoints.check_mountpoint("/", nonempty=True) == "/"
 
 
 @pytest.mark.parametrize(
@@ -517,44 +518,44 @@ def test_an_unfit_mountpoint_is_named(tmp_path: Path, name: str, kind: str) -> N
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to("loop")
     os.mkfifo(tmp_path / "fifo")
-    assert refusal(lambda: m.check_mountpoint(f"{tmp_path}/{name}")).kind == kind
+    assert refusal(lambda: mountpoints.check_mountpoint(f"{tmp_path}/{name}")).kind == kind
     assert refusal(lambda: m.mount(f"{tmp_path}/{name}", MountOptions())).kind == kind
 
 
 def test_no_name_is_no_mountpoint() -> None:
-    assert refusal(lambda: m.check_mountpoint("")).kind == m.MOUNTPOINT_MISSING
-    assert m.find_mount("") is None
-    assert m.find_mount("nul\0") is None
+    assert refusal(lambda: mountpoints.check_mountpoint("")).kind == m.MOUNTPOINT_MISSING
+    assert mountpoints.find_mount("") is None
+    assert mountpoints.find_mount("nul\0") is None
 
 
 def test_the_remedy_for_a_missing_mountpoint_can_be_pasted(tmp_path: Path) -> None:
     path = tmp_path / "it's missing"
-    error = refusal(lambda: m.check_mountpoint(str(path)))
+    error = refusal(lambda: mountpoints.check_mountpoint(str(path)))
     assert str(error) == f"{path} does not exist"
     subprocess.run(error.remedy, shell=True, check=True, timeout=LIMIT_S)
-    assert m.check_mountpoint(str(path)) == str(path.resolve())
+    assert mountpoints.check_mountpoint(str(path)) == str(path.resolve())
 
 
 def test_a_directory_with_entries_can_be_covered_on_request(tmp_path: Path) -> None:
     (tmp_path / "entry").touch()
-    assert m.check_mountpoint(str(tmp_path), nonempty=True) == str(tmp_path.resolve())
+    assert mountpoints.check_mountpoint(str(tmp_path), nonempty=True) == str(tmp_path.resolve())
 
 
 def test_a_filesystem_of_one_file_wants_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not empty")
-    assert m.check_mountpoint(str(tmp_path / "file"), file=True) == str(tmp_path.resolve() / "file")
-    assert refusal(lambda: m.check_mountpoint(str(tmp_path), file=True)).kind == m.NOT_A_FILE
+    assert mountpoints.check_mountpoint(str(tmp_path / "file"), file=True) == str(tmp_path.resolve() / "file")
+    assert refusal(lambda: mountpoints.check_mountpoint(str(tmp_path), file=True)).kind == m.NOT_A_FILE
     assert refusal(lambda: m.mount(str(tmp_path), MountOptions(file=True))).kind == m.NOT_A_FILE
 
 
 @mounted
 def test_a_live_mount_is_already_mounted(mountpoint: Path) -> None:
     with server(mountpoint, source="first\nlines"):
-        assert m.probe(str(mountpoint)) == 0
+        assert mountpoints.probe(str(mountpoint)) == 0
         error = refusal(lambda: m.mount(str(mountpoint), MountOptions()))
         assert (error.kind, error.remedy) == (m.ALREADY_MOUNTED, f"pyfusekit umount {mountpoint}, or choose another mountpoint")
         assert str(error) == f"first\\nlines is mounted on {mountpoint} already"
-        assert refusal(lambda: m.check_mountpoint(str(mountpoint), nonempty=True)).kind == m.ALREADY_MOUNTED
+        assert refusal(lambda: mountpoints.check_mountpoint(str(mountpoint), nonempty=True)).kind == m.ALREADY_MOUNTED
         m.unmount(str(mountpoint))
 
 
@@ -562,25 +563,25 @@ def test_a_live_mount_is_already_mounted(mountpoint: Path) -> None:
 def test_a_mount_whose_server_was_killed_is_stale_and_can_be_unmounted(mountpoint: Path) -> None:
     with server(mountpoint) as pid:
         os.kill(pid, signal.SIGKILL)
-    assert m.probe(str(mountpoint)) == errno.ENOTCONN
-    error = refusal(lambda: m.check_mountpoint(str(mountpoint)))
+    assert mountpoints.probe(str(mountpoint)) == errno.ENOTCONN
+    error = refusal(lambda: mountpoints.check_mountpoint(str(mountpoint)))
     assert (error.kind, error.remedy) == (m.STALE, f"pyfusekit umount {mountpoint}")
     assert str(error) == f"{mountpoint} holds a dead mount of served: its server is gone"
-    assert refusal(lambda: m.check_mountpoint(f"{mountpoint}/below")).kind == m.STALE
+    assert refusal(lambda: mountpoints.check_mountpoint(f"{mountpoint}/below")).kind == m.STALE
     m.unmount(str(mountpoint))
-    assert m.check_mountpoint(str(mountpoint)) == str(mountpoint)
+    assert mountpoints.check_mountpoint(str(mountpoint)) == str(mountpoint)
 
 
 @mounted
 def test_a_mount_that_does_not_answer_hangs_nobody(mountpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(m, "PROBE_LIMIT_S", 0.2)
+    monkeypatch.setattr(mountpoints, "PROBE_LIMIT_S", 0.2)
     mount = m.mount(str(mountpoint), MountOptions(source="silent"))  # INIT is never answered: whoever looks waits
-    assert m.probe(str(mountpoint), limit_s=0.05) is None
-    error = refusal(lambda: m.check_mountpoint(str(mountpoint)))
+    assert mountpoints.probe(str(mountpoint), limit_s=0.05) is None
+    error = refusal(lambda: mountpoints.check_mountpoint(str(mountpoint)))
     assert (error.kind, error.remedy) == (m.STALE, f"pyfusekit umount --lazy {mountpoint}")
-    assert refusal(lambda: m.check_mountpoint(f"{mountpoint}/a/b")).kind == m.STALE
-    assert m.find_mount(f"{mountpoint}/a/b") is None
-    assert m.find_mount(f"{mountpoint}/a/..") is not None
+    assert refusal(lambda: mountpoints.check_mountpoint(f"{mountpoint}/a/b")).kind == m.STALE
+    assert mountpoints.find_mount(f"{mountpoint}/a/b") is None
+    assert mountpoints.find_mount(f"{mountpoint}/a/..") is not None
     m.unmount(str(mountpoint), lazy=True)
     os.close(mount.fd)
 
@@ -589,13 +590,13 @@ def test_a_mount_that_does_not_answer_hangs_nobody(mountpoint: Path, monkeypatch
 def test_a_hung_probe_keeps_no_descriptor_of_its_caller(mountpoint: Path) -> None:
     mount = m.mount(str(mountpoint), MountOptions())
     read_end, write_end = os.pipe()
-    assert m.probe(str(mountpoint), limit_s=0.2) is None
+    assert mountpoints.probe(str(mountpoint), limit_s=0.2) is None
     os.close(write_end)
     assert select.select([read_end], [], [], LIMIT_S)[0]
     assert os.read(read_end, 1) == b""
     os.close(read_end)
     os.close(mount.fd)  # the last copy, so the connection is aborted and whoever still waits is freed
-    assert m.probe(str(mountpoint)) == errno.ENOTCONN
+    assert mountpoints.probe(str(mountpoint)) == errno.ENOTCONN
     mount.unmount(lazy=True)
 
 
@@ -611,7 +612,7 @@ def test_a_mount_in_use_is_busy_until_detached(mountpoint: Path) -> None:
         assert (error.kind, error.errno) == (m.BUSY, errno.EBUSY)
         assert error.remedy.endswith(f"pyfusekit umount --lazy {mountpoint}")
     mount.unmount(lazy=True)
-    assert m.find_mount(str(mountpoint)) is None
+    assert mountpoints.find_mount(str(mountpoint)) is None
     assert not select.select([], [], [mount.fd], 0)[2]
     assert os.read(mount.fd, 8192)  # INIT: the connection lives on for whoever holds the mount
     os.close(held)
@@ -637,7 +638,7 @@ def test_where_nothing_is_mounted_nothing_is_unmounted(tmp_path: Path) -> None:
 def test_a_mount_that_is_not_fuse_is_left_alone() -> None:
     error = refusal(lambda: m.unmount("/proc"))
     assert (error.kind, str(error)) == (m.NOT_MOUNTED, "/proc is a mount of type proc, not of FUSE")
-    assert m.find_mount("/proc") is not None
+    assert mountpoints.find_mount("/proc") is not None
 
 
 @mounted
@@ -670,13 +671,13 @@ def as_user(path: str, device: str, fuse_conf: str, allow_other: str) -> dict[st
     refused = told(attempt)
     if mount is None:
         return {"refused": refused}
-    info = m.find_mount(path)
+    info = mountpoints.find_mount(path)
     assert info is not None
     held = os.open(path, os.O_PATH)
     busy = told(mount.unmount)
     os.close(held)
     mount.unmount()
-    gone = m.find_mount(path) is None
+    gone = mountpoints.find_mount(path) is None
     second = m.mount(path, MountOptions())
     held = os.open(path, os.O_PATH)
     second.unmount(lazy=True)
@@ -690,7 +691,7 @@ def as_user(path: str, device: str, fuse_conf: str, allow_other: str) -> dict[st
         "super": info.super_options.split(","),
         "busy": busy[:1],
         "gone": gone,
-        "detached": m.find_mount(path) is None,
+        "detached": mountpoints.find_mount(path) is None,
     }
 
 
@@ -791,8 +792,11 @@ def not_mine(path: str, device: str, check: str) -> dict[str, Any]:
     bind(device, "/dev/fuse")
     become(NOBODY)
     if not check:
-        m._may_mount = lambda: True
-    return {"refused": told(lambda: m.mount(path, MountOptions())), "reach": told(lambda: m.check_mountpoint(f"{path}/x"))}
+        mountpoints._may_mount = lambda: True
+    return {
+        "refused": told(lambda: m.mount(path, MountOptions())),
+        "reach": told(lambda: mountpoints.check_mountpoint(f"{path}/x")),
+    }
 
 
 @mounted
@@ -811,7 +815,7 @@ def test_a_directory_of_someone_else_is_no_mountpoint(mountpoint: Path, device: 
 @scenario
 def unmount_as_user(path: str) -> dict[str, Any]:
     become(NOBODY)
-    return {"refused": told(lambda: m.unmount(path)), "probe": m.probe(path)}
+    return {"refused": told(lambda: m.unmount(path)), "probe": mountpoints.probe(path)}
 
 
 @mounted
@@ -821,7 +825,7 @@ def test_the_mount_of_another_user_stays(mountpoint: Path) -> None:
         kind, cause, remedy = answer["refused"]
         assert (kind, remedy) == (m.NO_PERMISSION, f"sudo umount {mountpoint}")
         assert cause == f"{mountpoint} was mounted by another user (user_id=0)"
-        assert m.find_mount(str(mountpoint)) is not None
+        assert mountpoints.find_mount(str(mountpoint)) is not None
         m.unmount(str(mountpoint))
 
 
@@ -891,7 +895,7 @@ def test_a_helper_has_a_path_where_we_have_none(place: Path, mountpoint: Path, m
 @pytest.mark.usefixtures("needs_helper")
 def test_a_helper_that_cannot_be_run_or_hangs_is_named(place: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = fake_helper(place, "exec sleep 60", monkeypatch)
-    monkeypatch.setattr(m, "HELPER_LIMIT_S", 0.2)
+    monkeypatch.setattr(fusermount, "HELPER_LIMIT_S", 0.2)
     error = refusal(lambda: m.mount(str(mountpoint), MountOptions()))
     assert (error.kind, error.errno) == (m.FUSERMOUNT_REFUSED, errno.ETIMEDOUT)
     path.write_text("#!/nonexistent/interpreter\n")
@@ -983,14 +987,14 @@ def in_user_namespace(path: str, device: str) -> dict[str, Any]:
     become(NOBODY)
     enter_user_namespace()
     mount = m.mount(path, MountOptions(source="inside"))
-    info = m.find_mount(path)
+    info = mountpoints.find_mount(path)
     assert info is not None
     mount.unmount()
     return {
         "how": mount.how,
         "source": info.source,
         "super": info.super_options.split(","),
-        "left": m.find_mount(path) is not None,
+        "left": mountpoints.find_mount(path) is not None,
     }
 
 
@@ -1010,7 +1014,7 @@ def test_a_given_descriptor_is_taken_over(mountpoint: Path) -> None:
     fd = os.dup(first.fd)
     os.set_inheritable(fd, True)
     os.set_blocking(fd, True)
-    assert m.check_mountpoint(f"/dev/fd/{fd}") == f"/dev/fd/{fd}"
+    assert mountpoints.check_mountpoint(f"/dev/fd/{fd}") == f"/dev/fd/{fd}"
     mount = m.mount(f"/dev/fd/{fd}", MountOptions(source="ours"))
     assert (mount.path, mount.fd, mount.how, mount.minor) == (str(mountpoint), fd, "given", first.minor)
     assert mount.source == "theirs"
@@ -1052,7 +1056,7 @@ def test_a_descriptor_that_is_no_mounted_device_is_refused(tmp_path: Path) -> No
         "null": os.open("/dev/null", os.O_RDWR),
         "directory": os.open(tmp_path, os.O_RDONLY),
     }
-    kinds = {name: refusal(partial(m.check_mountpoint, f"/dev/fd/{fd}")).kind for name, fd in opened.items()}
+    kinds = {name: refusal(partial(mountpoints.check_mountpoint, f"/dev/fd/{fd}")).kind for name, fd in opened.items()}
     assert kinds == {"unmounted": m.NOT_MOUNTED, "read-only": m.BAD_OPTION, "null": m.BAD_OPTION, "directory": m.BAD_OPTION}
     for fd in opened.values():
         os.close(fd)
@@ -1085,7 +1089,7 @@ def test_an_aborted_connection_is_dead_but_mounted(mountpoint: Path) -> None:
     m.abort(mount.minor)
     with pytest.raises(OSError, match="No such device"):
         os.read(mount.fd, 8192)
-    assert m.probe(str(mountpoint)) == errno.ENOTCONN
+    assert mountpoints.probe(str(mountpoint)) == errno.ENOTCONN
     mount.unmount()
     os.close(mount.fd)
     assert refusal(lambda: m.abort(mount.minor or 0)).kind == m.NOT_MOUNTED
@@ -1095,7 +1099,7 @@ def test_an_aborted_connection_is_dead_but_mounted(mountpoint: Path) -> None:
 def abort_alone(minor: str, user: str) -> dict[str, Any]:
     """Abort where fusectl is not mounted yet."""
     private_mounts()
-    while m.find_mount(m.CONNECTIONS) is not None:
+    while mountpoints.find_mount(m.CONNECTIONS) is not None:
         must(libc().umount2(m.CONNECTIONS.encode(), 2))
     if user:
         become(NOBODY)
@@ -1109,7 +1113,7 @@ def test_abort_mounts_fusectl_where_it_may(mountpoint: Path) -> None:
     assert kind == m.NO_PERMISSION
     assert f"mount -t fusectl none {m.CONNECTIONS}" in remedy
     assert run(abort_alone, mount.minor, "")["refused"] == []
-    assert m.probe(str(mountpoint)) == errno.ENOTCONN
+    assert mountpoints.probe(str(mountpoint)) == errno.ENOTCONN
     mount.unmount()
     os.close(mount.fd)
 
@@ -1118,7 +1122,7 @@ def test_abort_mounts_fusectl_where_it_may(mountpoint: Path) -> None:
 def test_the_connection_is_known_without_fdinfo(mountpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(m, "connection_of", lambda fd: None)
     mount = m.mount(str(mountpoint), MountOptions())
-    info = m.find_mount(str(mountpoint))
+    info = mountpoints.find_mount(str(mountpoint))
     assert info is not None
     assert mount.minor == info.minor
     mount.unmount()
@@ -1130,7 +1134,7 @@ def test_the_connection_is_known_without_fdinfo(mountpoint: Path, monkeypatch: p
 
 def test_importing_and_listing_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from pyfusekit.core import mount; mount.read_mountinfo(); mount.find_mount('/'); "
+        "import sys; from pyfusekit.core import mount, mountpoints; mountpoints.read_mountinfo(); mountpoints.find_mount('/'); "
         "print([n for n in ('asyncio', 'ctypes', 'subprocess', 'socket', 'select', 'click') if n in sys.modules])"
     )
     argv = [sys.executable, "-S", "-c", code]
@@ -1139,14 +1143,14 @@ def test_importing_and_listing_loads_nothing_heavy() -> None:
 
 
 def test_a_helper_socket_without_a_message_gives_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(m, "HELPER_LIMIT_S", 0.05)
+    monkeypatch.setattr(fusermount, "HELPER_LIMIT_S", 0.05)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         started = time.monotonic()
-        assert m._receive_fd(ours) is None
+        assert fusermount._receive_fd(ours) is None
         assert time.monotonic() - started < LIMIT_S
         theirs.send(b"x")
-        assert m._receive_fd(ours) is None
+        assert fusermount._receive_fd(ours) is None
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import pytest
 
 from pyfusekit.core import abi, notify
 from pyfusekit.core.errors import DeadlockError
-from pyfusekit.core.notify import InFlight, Notification, Notifier
+from pyfusekit.core.notification import InFlight, Notification
+from pyfusekit.core.notify import Notifier
 from pyfusekit.core.types import Data
 
 DIR, FILE, OTHER = 0x11, 0x22, 0x33
@@ -669,6 +670,50 @@ def test_two_handlers_that_await_each_others_are_a_deadlock_error() -> None:
         second = m.handle(abi.CREATE, (OTHER,), handler("b", OTHER, "a"))
         await asyncio.gather(first, second)
         assert outcomes == [DeadlockError, True]
+
+    machine(test)
+
+
+def test_awaiting_what_somebody_else_posted_may_be_a_deadlock_error() -> None:
+    async def test(m: Machine) -> None:
+        gate = m.kernel.block(abi.NOTIFY_RESEND)
+        m.notifier.resend()
+        await until(m.kernel.entered[abi.NOTIFY_RESEND].is_set)
+        entry = m.notifier.inval_entry(DIR, b"n")
+
+        async def handler() -> None:
+            with pytest.raises(DeadlockError):
+                await entry
+
+        await m.handle(abi.LOOKUP, (DIR,), handler)
+        gate.set()
+        assert await entry
+
+    machine(test)
+
+
+def test_circle_over_what_an_awaiting_handler_puts_off_is_a_deadlock_error() -> None:
+    async def test(m: Machine) -> None:
+        gate = m.kernel.block(abi.NOTIFY_RESEND)
+        m.notifier.resend()
+        await until(m.kernel.entered[abi.NOTIFY_RESEND].is_set)
+        about_first = m.notifier.inval_entry(DIR, b"n")
+        about_second = m.notifier.inval_entry(OTHER, b"n")
+
+        def handler(awaited: Notification[bool]) -> Callable[[], Awaitable[object]]:
+            async def run() -> object:
+                try:
+                    return await awaited
+                except DeadlockError as error:
+                    return type(error)
+
+            return run
+
+        first = m.handle(abi.LOOKUP, (DIR,), handler(about_second))
+        second = m.handle(abi.LOOKUP, (OTHER,), handler(about_first))
+        await asyncio.sleep(0.01)
+        gate.set()
+        assert [await first, await second] == [True, DeadlockError]
 
     machine(test)
 

@@ -12,7 +12,8 @@ import pytest
 from served import mounted, served
 
 from pyfusekit.core.filesystem import Filesystem
-from pyfusekit.core.paths import UNKNOWN_INO, PathFilesystem, PathOperations
+from pyfusekit.core.pathops import PathOperations
+from pyfusekit.core.paths import UNKNOWN_INO, PathFilesystem
 from pyfusekit.core.types import Attr, DirEntry, Opened, Request, Result, SetAttr, StatFs
 
 T = TypeVar("T")
@@ -242,8 +243,8 @@ def test_forgotten_names_leave_nothing(fs: PathFilesystem) -> None:
     for ino in (a, file, b, other, c):
         assert ino is not None
         fs.forget(ino, 1)
-    assert fs._root.children == {}
-    assert len(fs._inodes) == 1
+    assert fs._tree.root.children == {}
+    assert len(fs._tree.inodes) == 1
 
 
 def test_forgotten_node_is_estale(fs: PathFilesystem) -> None:
@@ -363,7 +364,7 @@ def test_open_file_lives_on_without_a_name(fs: PathFilesystem) -> None:
     absent(lambda: fs.open(REQUEST, ino, 0), errno.ESTALE)
     now(fs.release(REQUEST, ino, handle))
     absent(lambda: fs.getattr(REQUEST, ino, None), errno.ESTALE)
-    assert fs._inodes[ino].handles == []
+    assert fs._tree.inodes[ino].handles == []
 
 
 def test_unlinked_file_without_a_handle_is_estale(fs: PathFilesystem) -> None:
@@ -393,8 +394,8 @@ def test_handle_is_what_open_returned_and_comes_back() -> None:
     opened = now(fs.open(REQUEST, ino, 0))
     assert opened == Opened([b"/f"], 4)
     equal = now(fs.open(REQUEST, ino, 0)).handle
-    now(fs.release(REQUEST, ino, opened.handle))
-    assert [handle is equal for handle in fs._inodes[ino].handles] == [True]
+    now(fs.release(REQUEST, ino, equal))
+    assert [handle is opened.handle for handle in fs._tree.inodes[ino].handles] == [True]
 
 
 @pytest.mark.parametrize("says_attr", [True, False])
@@ -415,12 +416,12 @@ def test_create_makes_and_opens(says_attr: bool, waits: bool) -> None:
         fs = PathFilesystem(Creating())
         attr, handle = await later(fs.create(REQUEST, 1, b"new", FILE, 0, os.O_RDWR))
         assert (attr.mode, attr.ino, handle[0].mode) == (FILE, fs.ino_of(b"/new"), FILE)
-        assert fs._inodes.nlookup(attr.ino) == 1
+        assert fs._tree.inodes.nlookup(attr.ino) == 1
         again, _ = await later(fs.create(REQUEST, 1, b"new", FILE, 0, os.O_RDWR))
         assert again.ino == attr.ino
-        assert fs._inodes.nlookup(attr.ino) == 2
-        assert len(fs._inodes[attr.ino].handles) == 2
-        assert fs._root.users == 0
+        assert fs._tree.inodes.nlookup(attr.ino) == 2
+        assert len(fs._tree.inodes[attr.ino].handles) == 2
+        assert fs._tree.root.users == 0
 
     asyncio.run(main())
 
@@ -486,7 +487,7 @@ def test_readdirplus_counts_only_what_was_packed() -> None:
     # The one that was left is not kept for ever: the next one offered takes its place.
     for _ in range(3):
         assert [entry.name for entry in each(fs.readdirplus(REQUEST, 1, handle, 4))] == [b"two"]
-    assert len(fs._inodes) == 4
+    assert len(fs._tree.inodes) == 4
     fs.forget(taken[0], 1)
     assert fs.ino_of(b"/d") is None
 
@@ -501,7 +502,7 @@ def test_readdirplus_of_known_names_keeps_their_numbers() -> None:
         if entry.attr is not None:
             fs.entered(entry.ino)
     assert fs.ino_of(b"/one") == one
-    assert fs._inodes.nlookup(one) == 2
+    assert fs._tree.inodes.nlookup(one) == 2
     assert fs.ino_of(b"/d") != was_a_file
     absent(lambda: fs.getattr(REQUEST, was_a_file, None), errno.ESTALE)
 
@@ -523,7 +524,7 @@ def test_listing_may_wait_or_be_an_async_generator() -> None:
             fs = PathFilesystem(operations)
             listed: Any = await later(fs.readdir(REQUEST, 1, None, 0))
             assert [entry.name for entry in listed] == [b".", b"..", b"x", b"y"]
-            assert fs._root.users == 0
+            assert fs._tree.root.users == 0
 
     asyncio.run(main())
 
@@ -555,7 +556,7 @@ def test_directory_handle_comes_back_to_the_operations() -> None:
     now(fs.fsyncdir(REQUEST, 1, opened.handle, 0))
     now(fs.releasedir(REQUEST, 1, opened.handle))
     assert operations.seen == ["handle"] * 3
-    assert fs._root.handles == []
+    assert fs._tree.root.handles == []
 
 
 # Operations that wait.
@@ -602,8 +603,8 @@ def test_rename_waits_for_who_uses_the_path_and_others_wait_for_it() -> None:
         await rename
         assert (await after).ino == x
         assert operations.log[3:] == [("getattr", b"/z/x")]
-        assert all(node.users == 0 for node in (fs._root, fs._inodes[x]))
-        assert (fs._moving, fs._waiters) == (0, [])
+        assert all(node.users == 0 for node in (fs._tree.root, fs._tree.inodes[x]))
+        assert (fs._tree._moving, fs._tree._waiters) == (0, [])
 
     asyncio.run(main())
 
@@ -648,7 +649,7 @@ def test_cancelled_rename_lets_the_others_go_on() -> None:
             else:
                 behind.cancel()
                 await asyncio.wait([behind])
-        assert (fs._moving, fs._root.users, fs._inodes[x].users) == (0, 0, 0)
+        assert (fs._tree._moving, fs._tree.root.users, fs._tree.inodes[x].users) == (0, 0, 0)
         assert fs.ino_of(b"/a/x") == x
 
     asyncio.run(main())
@@ -679,7 +680,7 @@ def test_failed_rename_changes_nothing() -> None:
         with pytest.raises(FileExistsError):
             await later(fs.rename(REQUEST, 1, b"b", 1, b"a", NOREPLACE))
         assert fs.ino_of(b"/a/x") == x
-        assert fs._moving == 0
+        assert fs._tree._moving == 0
 
     asyncio.run(main())
 
