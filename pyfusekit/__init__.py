@@ -5,6 +5,7 @@ The core's public face is re-exported here: ``from pyfusekit import Filesystem, 
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,8 +15,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("__"):
+    core = import_module("pyfusekit.core")
+    if name not in core.__all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import core
-
     return getattr(core, name)
