@@ -1,0 +1,6 @@
+"""A kernel with a system-call side: the contract's door without a mount."""
+
+from .mount import FakeMount
+from .tree import FakeTree
+
+__all__ = ["FakeMount", "FakeTree"]
