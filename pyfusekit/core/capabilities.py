@@ -90,7 +90,8 @@ def _wanted(fs: Filesystem, limits: Limits) -> int:
         # Without it every write(2) asks for security.capability; where xattrs are absent one ENOSYS silences that too.
         abi.HANDLE_KILLPRIV_V2: writes,
         abi.POSIX_ACL: fs.posix_acl and implements("getxattr"),
-        abi.DONT_MASK: fs.dont_mask,
+        # A default ACL replaces the umask, which the kernel otherwise has applied already, POSIX_ACL or not.
+        abi.DONT_MASK: fs.dont_mask or fs.posix_acl,
         abi.EXPLICIT_INVAL_DATA: fs.explicit_inval_data,
         # AUTO beats EXPLICIT when both are on.
         abi.AUTO_INVAL_DATA: not fs.explicit_inval_data,

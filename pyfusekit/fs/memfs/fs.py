@@ -80,7 +80,6 @@ class MemFS(Tree):
     cache_symlinks = True
     export_support = True
     posix_acl = True
-    dont_mask = True  # else the kernel applies the umask, although a default ACL replaces it
     handle_killpriv = True
 
     def __init__(self, source: str | None = None, options: MemOptions | None = None) -> None:

@@ -331,9 +331,8 @@ class Tree(Filesystem):
         """Make what overlayfs takes for "nothing here": a character device 0:0, without permissions."""
         self.space.take_inode()
         node = Node(next(self._numbers), stat.S_IFCHR, request.uid, request.gid, 0)
-        if directory.mode & stat.S_ISGID:
-            node.gid = directory.gid
-        self.nodes[node.ino] = node
+        self._settle(node, directory, 0)
+        node.nlookup = 0  # nobody asked for it
         return node
 
     def _move(self, old: Directory, name: bytes, node: Node, new: Directory, newname: bytes, target: Node | None) -> None:
