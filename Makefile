@@ -49,5 +49,22 @@ check: lint test
 oracle: $(VENV)/made-test
 	PYFUSEKIT_ORACLE_EXAMPLES=$${PYFUSEKIT_ORACLE_EXAMPLES:-2000} $(PYTEST) tests/fs/test_memfs_oracle.py --timeout 7200
 
+# The peers have an environment of their own: pyfuse3 is compiled against Debian's libfuse3.
+.venv-bench/made: benchmarks/requirements.txt
+	@$(APT) update -qq && $(APT) install -y -qq libfuse3-dev pkg-config gcc fuse3 python3-dev >/dev/null
+	@$(PYTHON) -m venv .venv-bench
+	@echo "building .venv-bench ..."
+	@.venv-bench/bin/python -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
+	@.venv-bench/bin/python -m pip download -q --disable-pip-version-check --no-deps --no-binary pyfuse3 -d .venv-bench/src \
+	    -r benchmarks/requirements.txt
+	@tar -xzf .venv-bench/src/pyfuse3-*.tar.gz -C .venv-bench/src
+	@touch $@
+
+bench: $(VENV)/made-test .venv-bench/made
+	$(BIN)/python benchmarks/run.py --write $(BENCH)
+
+bench-memory: $(VENV)/made-test .venv-bench/made
+	$(BIN)/python benchmarks/run.py --part million
+
 clean:
 	rm -rf $(VENV) .venv-bench benchmarks/build .mypy_cache .ruff_cache .pytest_cache .hypothesis
