@@ -250,8 +250,8 @@ def source_of_call(op: Op) -> str:
 
 
 Call = Callable[..., Any]
-"""call(method, request, buffer, n, nodeid, objects): decode the message buffer[:n] and call the method; ProtocolError when it is
-malformed."""
+"""call(method, request, buffer, n, nodeid, objects): decode the message buffer[:n] and call the method; ProtocolError when
+it is malformed."""
 
 
 def compile_call(op: Op) -> Call:
