@@ -31,6 +31,8 @@ CORE: dict[str, set[str]] = {
     "errors": set(),
     "options": set(),
     "codec": {"abi", "errors", "types"},
+    "calls": {"abi", "codec", "errors", "types"},
+    "encoders": {"abi", "codec", "types"},
     "filesystem": {"types", "notify"},
     "inodes": {"abi"},
     "locks": {"filesystem", "types", "abi"},
@@ -42,8 +44,22 @@ CORE: dict[str, set[str]] = {
     "backing": {"abi", "codec", "errors"},
     "capabilities": {"abi", "filesystem"},
     "killpriv": {"abi", "filesystem", "types"},
-    "replies": {"abi", "codec", "filesystem", "inodes", "types"},
-    "session": {"abi", "capabilities", "codec", "errors", "filesystem", "inodes", "killpriv", "notify", "replies", "types"},
+    "replies": {"abi", "codec", "encoders", "filesystem", "inodes", "types"},
+    "session": {
+        "abi",
+        "calls",
+        "capabilities",
+        "codec",
+        "encoders",
+        "errors",
+        "filesystem",
+        "inodes",
+        "killpriv",
+        "notification",
+        "notify",
+        "replies",
+        "types",
+    },  # fmt: skip
     "asyncfd": set(),
     "mountinfo": set(),
     "mounterrors": {"errors"},
@@ -52,7 +68,19 @@ CORE: dict[str, set[str]] = {
     "mount": {"errors", "fusermount", "mounterrors", "mountinfo", "mountpoints"},
     "serving": {"asyncfd", "capabilities", "errors", "filesystem", "mount", "notify", "session"},
 }
-WITHOUT_IO = {"abi", "codec", "types", "errors", "capabilities", "replies", "filesystem", "inodes", "options"}
+WITHOUT_IO = {
+    "abi",
+    "calls",
+    "codec",
+    "encoders",
+    "types",
+    "errors",
+    "capabilities",
+    "replies",
+    "filesystem",
+    "inodes",
+    "options",
+}
 NEVER_AT_IMPORT = {"aiobotocore", "botocore", "aiohttp", "aiosqlite", "sqlite3"}
 
 

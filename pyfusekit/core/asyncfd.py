@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import os
-import select
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ SCHEDULED = 1
 KEPT = 2
 """Bit of what *receive* says: the buffer is in use until :meth:`AsyncFd.recycle` is given it back."""
 
-SPIN = 20
+SPIN = 50
 """How often an idle descriptor is asked again before the loop goes to sleep; docs/decisions.md has the measurement."""
 BUDGET = 128
 """Messages dealt with before other tasks on the loop have their turn."""
@@ -45,38 +45,39 @@ class AsyncFd:
         self._buffer_bytes = buffer_bytes
         self._buffer = bytearray(buffer_bytes)
         self._pool: list[bytearray] = []
-        self._spin = spin
+        self._tries = range(spin)
         self._budget = budget
         self._unsent: deque[Sequence[Any]] = deque()
-        self._poller: select.epoll | None = None
+        # It reads into a buffer as os.readv does, but says EAGAIN by None: an exception costs more than the call.
+        self._read: Callable[[bytearray], int | None] = io.FileIO(fd, "rb", closefd=False).readinto
         self._reading = False
 
     def start(self) -> None:
         """Begin to read."""
-        if self._spin:
-            self._poller = select.epoll(1)
-            self._poller.register(self.fd, select.EPOLLIN)
         self._reading = True
         self._loop.add_reader(self.fd, self._ready)
 
     def _ready(self) -> None:
         if not self._reading:
             return
-        fd = self.fd
-        readv = os.readv
+        read = self._read
         receive = self.receive
         buffer = self._buffer
-        vector = [buffer]
         left = self._budget
         tasks_wait = False
         while left > 0:
             try:
-                n = readv(fd, vector)
-            except BlockingIOError:
-                # Not while tasks want their turn: what they answer is what the clients are waiting for.
-                if tasks_wait or not self._comes_soon():
-                    return
-                continue
+                n = read(buffer)
+                if n is None:
+                    # Not while tasks want their turn: what they answer is what the clients are waiting for.
+                    if tasks_wait:
+                        return
+                    for _ in self._tries:
+                        n = read(buffer)
+                        if n is not None:
+                            break
+                    else:
+                        return
             except OSError as error:
                 if error.errno == errno.ENOENT:
                     continue  # the request was aborted while it was read
@@ -90,23 +91,11 @@ class AsyncFd:
             if said:
                 if said & KEPT:
                     buffer = self._buffer = self._pool.pop() if self._pool else bytearray(self._buffer_bytes)
-                    vector = [buffer]
                 if not tasks_wait:
                     tasks_wait = True
                     left = min(left, BUDGET_WITH_TASKS)
             if not self._reading:
                 return
-
-    def _comes_soon(self) -> bool:
-        """Say whether a message comes within a few polls."""
-        poller = self._poller
-        if poller is None:
-            return False
-        poll = poller.poll
-        for _ in range(self._spin):  # noqa: SIM110 - a generator would cost as much as the poll
-            if poll(0, 1):
-                return True
-        return False
 
     def recycle(self, buffer: bytearray) -> None:
         """Take back a buffer that receive had kept."""
@@ -170,8 +159,5 @@ class AsyncFd:
         if self._unsent:
             self._unsent.clear()
             self._loop.remove_writer(self.fd)
-        if self._poller is not None:
-            self._poller.close()
-            self._poller = None
         fd, self.fd = self.fd, -1
         os.close(fd)

@@ -459,4 +459,4 @@ def _check_name(name: bytes) -> None:
         raise OSError(errno.ENAMETOOLONG, f"a name of {len(name)} bytes")
 
 
-__all__ = ["InFlight", "Notification", "Notifier"]
+__all__ = ["Notifier"]

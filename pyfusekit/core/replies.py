@@ -6,7 +6,7 @@ import errno
 from collections.abc import AsyncIterable, Callable, Sequence
 from typing import Any
 
-from . import abi, codec
+from . import abi, codec, encoders
 from .filesystem import Filesystem
 from .inodes import HandleTable
 from .types import Attr, Data, DirEntry, Ioctl, Lock, Opened, ReadResult, Request, StatFs
@@ -21,7 +21,7 @@ _LONGEST_TARGET = 4095
 _MOST_PARTS = 1000
 """Parts of one writev; Linux takes 1024 (UIO_MAXIOV)."""
 
-_pack_header = codec.pack_reply_header
+_pack_header = encoders.pack_reply_header
 
 
 class TooLong(ValueError):
@@ -77,9 +77,9 @@ class Replies:
 
     def _entry(self, request: Request, result: Attr | None) -> Message:
         if result is None:
-            return codec.encode_negative_entry(request.unique, self._negative_ttl)
+            return encoders.encode_negative_entry(request.unique, self._negative_ttl)
         try:
-            return codec.encode_entry(request.unique, result, self._entry_ttl, self._attr_ttl)
+            return encoders.encode_entry(request.unique, result, self._entry_ttl, self._attr_ttl)
         except BaseException:
             self._uncount(result)
             raise
@@ -90,10 +90,10 @@ class Replies:
             self._fs.forget(attr.ino, 1)
 
     def _attrs(self, request: Request, result: Attr) -> Message:
-        return codec.encode_attr(request.unique, result, self._attr_ttl)
+        return encoders.encode_attr(request.unique, result, self._attr_ttl)
 
     def _statx(self, request: Request, result: Attr) -> Message:
-        return codec.encode_statx(request.unique, result, self._attr_ttl)
+        return encoders.encode_statx(request.unique, result, self._attr_ttl)
 
     def _open_words(self, result: Any) -> tuple[int, int, int]:
         """Return (fh, open_flags, backing_id) of what open returned, and keep its handle."""
@@ -110,7 +110,7 @@ class Replies:
     def _opened(self, request: Request, result: Any) -> Message:
         fh, flags, backing_id = self._open_words(result)
         try:
-            return codec.encode_opened(request.unique, fh, flags, backing_id)
+            return encoders.encode_opened(request.unique, fh, flags, backing_id)
         except BaseException:
             self._handles.pop(fh)
             raise
@@ -119,7 +119,7 @@ class Replies:
         attr, opened = result
         fh, flags, backing_id = self._open_words(opened)
         try:
-            return codec.encode_created(request.unique, attr, self._entry_ttl, self._attr_ttl, fh, flags, backing_id)
+            return encoders.encode_created(request.unique, attr, self._entry_ttl, self._attr_ttl, fh, flags, backing_id)
         except BaseException:
             self._handles.pop(fh)
             self._uncount(attr)
@@ -148,15 +148,15 @@ class Replies:
         return (header, result)  # type: ignore[return-value]
 
     def _written(self, request: Request, result: int) -> Message:
-        return codec.encode_written(request.unique, result)
+        return encoders.encode_written(request.unique, result)
 
     def _totals(self, request: Request, result: StatFs) -> Message:
-        return codec.encode_statfs(request.unique, result)
+        return encoders.encode_statfs(request.unique, result)
 
     def _xattr(self, request: Request, result: Data) -> Message:
         length = len(result)
         if request.size == 0:
-            return codec.encode_written(request.unique, length)
+            return encoders.encode_written(request.unique, length)
         if length > request.size:
             return _pack_header(16, -errno.ERANGE, request.unique)
         return _pack_header(16 + length, 0, request.unique) + bytes(result)
@@ -164,10 +164,10 @@ class Replies:
     def _xattr_names(self, request: Request, result: list[bytes]) -> Message:
         return self._xattr(request, b"".join([name + b"\0" for name in result]))
 
-    def _packer(self, request: Request, plus: bool) -> codec.DirentPacker:
-        return codec.DirentPacker(request.size, plus, self._entry_ttl, self._attr_ttl, self._fs.entered)
+    def _packer(self, request: Request, plus: bool) -> encoders.DirentPacker:
+        return encoders.DirentPacker(request.size, plus, self._entry_ttl, self._attr_ttl, self._fs.entered)
 
-    def _take_back(self, packer: codec.DirentPacker) -> None:
+    def _take_back(self, packer: encoders.DirentPacker) -> None:
         for ino in packer.counted:
             self._fs.forget(ino, 1)
 
@@ -178,7 +178,7 @@ class Replies:
         return self._listing(request, result, plus=True)
 
     def _listing(self, request: Request, result: Any, plus: bool) -> Message:
-        if isinstance(result, codec.DirentPacker):
+        if isinstance(result, encoders.DirentPacker):
             packer = result
         else:
             packer = self._packer(request, plus)
@@ -193,7 +193,7 @@ class Replies:
         body = b"".join(packer.parts)
         return _pack_header(16 + len(body), 0, request.unique) + body
 
-    async def gather(self, request: Request, entries: AsyncIterable[DirEntry], plus: bool) -> codec.DirentPacker:
+    async def gather(self, request: Request, entries: AsyncIterable[DirEntry], plus: bool) -> encoders.DirentPacker:
         """Take entries from an asynchronous source until the reply is full, and close the source."""
         packer = self._packer(request, plus)
         iterator = entries.__aiter__()
@@ -212,17 +212,17 @@ class Replies:
         return packer
 
     def _lock(self, request: Request, result: Lock | None) -> Message:
-        return codec.encode_lock(request.unique, result)
+        return encoders.encode_lock(request.unique, result)
 
     def _offset(self, request: Request, result: int) -> Message:
-        return codec.encode_offset(request.unique, result)
+        return encoders.encode_offset(request.unique, result)
 
     def _revents(self, request: Request, result: int) -> Message:
-        return codec.encode_written(request.unique, result)
+        return encoders.encode_written(request.unique, result)
 
     def _ioctl(self, request: Request, result: Ioctl | None) -> Message:
         if result is None:
-            return codec.encode_ioctl(request.unique, 0, b"")
+            return encoders.encode_ioctl(request.unique, 0, b"")
         if len(result.data) > request.size:
             raise TooLong(f"ioctl returned {len(result.data)} bytes, {request.size} were asked for")
-        return codec.encode_ioctl(request.unique, result.result, result.data)
+        return encoders.encode_ioctl(request.unique, result.result, result.data)

@@ -6,15 +6,12 @@ import asyncio
 import errno
 import itertools
 import os
-import select
 import socket
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pyfusekit.core import asyncfd
 from pyfusekit.core.asyncfd import BUDGET_WITH_TASKS, KEPT, POOL, SCHEDULED, AsyncFd
 
 BYTES = 1 << 16
@@ -169,79 +166,108 @@ async def test_after_a_task_was_made_it_has_its_turn_soon(ends: Any) -> None:
 # The spin.
 
 
-class Polls:
-    """Stands in for select in asyncfd: counts polls, and lets something happen in one of them."""
+class Reads:
+    """Stands between a device and its descriptor: notes what every read said, and lets something happen before one."""
 
-    EPOLLIN = select.EPOLLIN
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, device: AsyncFd) -> None:
         self.count = 0
-        self.closed = False
-        self.during: Callable[[int], object] = lambda count: None
-        monkeypatch.setattr(asyncfd, "select", SimpleNamespace(EPOLLIN=select.EPOLLIN, epoll=self.make))
-        self._real: select.epoll
+        self.said: list[int | None] = []
+        self.before: Callable[[int], object] = lambda count: None
+        """Called before each read with its number, the first being 1; what it raises, the read raises."""
+        self._real = device._read
+        device._read = self.read
 
-    def make(self, size: int) -> Polls:
-        self._real = select.epoll(size)
-        return self
-
-    def register(self, fd: int, events: int) -> None:
-        self._real.register(fd, events)
-
-    def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
-        assert timeout == 0
+    def read(self, buffer: bytearray) -> int | None:
         self.count += 1
-        self.during(self.count)
-        return self._real.poll(timeout, most)
+        self.before(self.count)
+        self.said.append(self._real(buffer))
+        return self.said[-1]
 
-    def close(self) -> None:
-        self.closed = True
-        self._real.close()
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.mark.parametrize("spin", [1, 5, 20])
-async def test_an_idle_descriptor_is_asked_just_so_often(ends: Any, monkeypatch: pytest.MonkeyPatch, spin: int) -> None:
-    polls = Polls(monkeypatch)
+async def test_an_idle_descriptor_is_asked_just_so_often(ends: Any, spin: int) -> None:
+    before = open_descriptors()
     end = ends(spin=spin)
+    reads = Reads(end.device)
     end.device.start()
     end.socket.send(b"x")
     await until(lambda: end.got)
-    assert polls.count == spin
+    once = [1, None, *[None] * spin]
+    assert reads.said == once
     await turns(20)
-    assert polls.count == spin, "an idle descriptor costs nothing"
-    end.device.close()
-    assert polls.closed
+    assert reads.said == once, "an idle descriptor costs nothing"
+    end.socket.send(b"y")
+    await until(lambda: len(end.got) == 2)
+    assert reads.said == once * 2
+    end.close()
+    assert open_descriptors() == before
+    await turns()
+    assert reads.count == len(once * 2), "a closed one is not asked: its number may be another's"
 
 
-async def test_a_message_during_the_spin_is_read_without_going_to_sleep(ends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    polls = Polls(monkeypatch)
+@pytest.mark.parametrize("asked", [1, 3, 5])
+async def test_a_message_during_the_spin_is_read_without_going_to_sleep(ends: Any, asked: int) -> None:
     end = ends(spin=5)
-    polls.during = lambda count: count == 3 and end.socket.send(b"in time")
+    reads = Reads(end.device)
+    loop = asyncio.get_running_loop()
+    order: list[bytes] = []
+
+    def before(count: int) -> None:
+        if count == 2 + asked:  # after the message and the EAGAIN
+            loop.call_soon(order.append, b"the loop")
+            end.socket.send(b"in time")
+
+    def says(message: bytes) -> int:
+        order.append(message)
+        return 0
+
+    reads.before = before
+    end.says = says
     end.device.start()
     end.socket.send(b"x")
-    await turns(2)
-    assert end.got == [b"x", b"in time"]
-    assert polls.count == 3 + 5
+    await until(lambda: len(order) == 3)
+    assert order == [b"x", b"in time", b"the loop"]
+    assert reads.said == [1, None, *[None] * (asked - 1), len(b"in time"), None, *[None] * 5]
 
 
-async def test_a_spin_of_0_never_polls(ends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    polls = Polls(monkeypatch)
+async def test_a_spin_of_0_never_asks_again(ends: Any) -> None:
     end = ends(spin=0)
+    reads = Reads(end.device)
     end.device.start()
     for i in range(3):
         end.socket.send(b"x")
         await until(lambda: len(end.got) > i)  # noqa: B023 - called before i changes
-    assert polls.count == 0
+    assert reads.said == [1, None] * 3
 
 
-async def test_nothing_spins_while_a_task_wants_its_turn(ends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    polls = Polls(monkeypatch)
+async def test_nothing_spins_while_a_task_wants_its_turn(ends: Any) -> None:
     end = ends(spin=20)
-    end.says = lambda message: SCHEDULED
+    reads = Reads(end.device)
+    made: list[asyncio.Task[None]] = []
+    ran: list[list[int | None]] = []
+
+    async def task() -> None:
+        ran.append(list(reads.said))
+
+    def says(message: bytes) -> int:
+        made.append(asyncio.get_running_loop().create_task(task()))
+        return SCHEDULED
+
+    end.says = says
     end.device.start()
     end.socket.send(b"x")
-    await until(lambda: end.got)
-    assert polls.count == 0
+    await until(lambda: ran)
+    assert ran == [[1, None]]
+    await turns()
+    assert reads.said == [1, None]
+    end.says = lambda message: 0
+    end.socket.send(b"y")
+    await until(lambda: len(end.got) == 2)
+    assert reads.said == [1, None, 1, None, *[None] * 20], "and it spins again when none does"
 
 
 # Buffers.
@@ -358,43 +384,52 @@ async def test_the_end_of_the_other_side_is_none(ends: Any) -> None:
     assert end.got == [b"last words"]
 
 
+def fail_at(device: AsyncFd, number: int, at: tuple[int, ...]) -> Reads:
+    """Let the reads of these numbers fail, the first being 1."""
+    reads = Reads(device)
+
+    def before(count: int) -> None:
+        if count in at:
+            raise OSError(number, os.strerror(number))
+
+    reads.before = before
+    return reads
+
+
+FIRST, AGAIN, IN_THE_SPIN = 1, 2, 4
+"""Which read is of a message, of a drained descriptor, of the spin, when one message is there."""
+
+
+@pytest.mark.parametrize("at", [FIRST, AGAIN, IN_THE_SPIN])
 @pytest.mark.parametrize("number", [errno.ENODEV, errno.ECONNABORTED, errno.EINVAL, errno.EIO])
-async def test_an_error_of_read_ends_it_and_is_told(ends: Any, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    end = ends()
-    calls = fail_with(monkeypatch, [OSError(number, os.strerror(number))] * 5)
+async def test_an_error_of_read_ends_it_and_is_told(ends: Any, number: int, at: int) -> None:
+    end = ends(spin=5)
+    reads = fail_at(end.device, number, (at,))
     end.device.start()
     end.socket.send(b"x")
     ended = await asyncio.wait_for(end.device.closed, 10)
     assert ended is not None
     assert ended.errno == number
+    assert end.got == ([] if at == FIRST else [b"x"])
+    end.socket.send(b"too late")
     await turns()
-    assert len(calls) == 1, "it is not read again"
+    assert reads.count == at, "it is not read again"
     assert end.device.fd >= 0, "closing is the owner's business"
+    os.fstat(end.device.fd)
 
 
-async def test_enoent_of_read_is_passed_over(ends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    end = ends()
-    fail_with(monkeypatch, [OSError(errno.ENOENT, "the request was aborted")] * 3)
+@pytest.mark.parametrize("at", [(1, 2, 3), (AGAIN,), (IN_THE_SPIN, IN_THE_SPIN + 1)])
+async def test_enoent_of_read_is_passed_over(ends: Any, at: tuple[int, ...]) -> None:
+    end = ends(spin=5)
+    reads = fail_at(end.device, errno.ENOENT, at)
     end.device.start()
     end.socket.send(b"x")
     await until(lambda: end.got)
-    assert end.got == [b"x"]
+    assert reads.count - len(reads.said) == len(at), "all of them failed"
+    end.socket.send(b"y")
+    await until(lambda: len(end.got) == 2)
+    assert end.got == [b"x", b"y"]
     assert not end.device.closed.done()
-
-
-def fail_with(monkeypatch: pytest.MonkeyPatch, errors: list[OSError]) -> list[int]:
-    """Let the first reads fail; return a list that grows with every read."""
-    real = os.readv
-    calls: list[int] = []
-
-    def readv(fd: int, buffers: Any) -> int:
-        calls.append(fd)
-        if errors:
-            raise errors.pop(0)
-        return real(fd, buffers)
-
-    monkeypatch.setattr(os, "readv", readv)
-    return calls
 
 
 async def test_closing_gives_the_number_back_once(ends: Any) -> None:
@@ -449,9 +484,9 @@ async def test_closing_with_unsent_messages_drops_them(ends: Any) -> None:
         end.device.writev((b"after", b"the end"))
 
 
-async def test_an_error_before_closing_is_what_closed_says(ends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_error_before_closing_is_what_closed_says(ends: Any) -> None:
     end = ends()
-    fail_with(monkeypatch, [OSError(errno.ENODEV, "unmounted")])
+    fail_at(end.device, errno.ENODEV, (FIRST,))
     end.device.start()
     end.socket.send(b"x")
     await until(lambda: end.device.closed.done())

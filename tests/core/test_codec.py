@@ -32,8 +32,9 @@ from wire import (
     message,
 )  # fmt: skip
 
-from pyfusekit.core import abi, codec
-from pyfusekit.core.codec import DirentPacker, compile_call
+from pyfusekit.core import abi, calls, codec, encoders
+from pyfusekit.core.calls import compile_call
+from pyfusekit.core.encoders import DirentPacker
 from pyfusekit.core.errors import ProtocolError
 from pyfusekit.core.types import Attr, DirEntry, Lock, Request, SetAttr, StatFs
 
@@ -42,7 +43,7 @@ NAMES = [f"{example.name}-{'old' if example.layout else 'new'}" for example in A
 each_example = pytest.mark.parametrize("example", ALL, ids=NAMES)
 
 
-def call_of(example: Example) -> codec.Call:
+def call_of(example: Example) -> calls.Call:
     op = abi.OPS[example.opcode]
     if example.layout is not None:
         op = op._replace(struct=example.layout, flags="")
@@ -350,11 +351,11 @@ STATX_TIMES = (
 
 # fmt: off
 REPLIES: list[tuple[str, abi.Out, bytes, str]] = [
-    ("entry", abi.ENTRY, codec.encode_entry(UNIQUE, ATTR, (5, 6), (7, 8)), ENTRY_BYTES),
+    ("entry", abi.ENTRY, encoders.encode_entry(UNIQUE, ATTR, (5, 6), (7, 8)), ENTRY_BYTES),
     (
         "attr",
         abi.ATTRS,
-        codec.encode_attr(UNIQUE, ATTR, (7, 8)),
+        encoders.encode_attr(UNIQUE, ATTR, (7, 8)),
         "0700000000000000"  # attr_valid
         "08000000"  # attr_valid_nsec
         "00000000"  # dummy
@@ -363,7 +364,7 @@ REPLIES: list[tuple[str, abi.Out, bytes, str]] = [
     (
         "statx",
         abi.STATX_ATTRS,
-        codec.encode_statx(UNIQUE, ATTR, (7, 8)),
+        encoders.encode_statx(UNIQUE, ATTR, (7, 8)),
         "0700000000000000"  # attr_valid
         "08000000"  # attr_valid_nsec
         "00000000"  # flags
@@ -390,7 +391,7 @@ REPLIES: list[tuple[str, abi.Out, bytes, str]] = [
     (
         "negative entry",
         abi.ENTRY,
-        codec.encode_negative_entry(UNIQUE, (5, 6)),
+        encoders.encode_negative_entry(UNIQUE, (5, 6)),
         "0000000000000000"  # nodeid: none
         "0000000000000000"  # generation
         "0500000000000000"  # entry_valid
@@ -402,7 +403,7 @@ REPLIES: list[tuple[str, abi.Out, bytes, str]] = [
     (
         "created",
         abi.CREATED,
-        codec.encode_created(UNIQUE, ATTR, (5, 6), (7, 8), F2, 0x81, -3),
+        encoders.encode_created(UNIQUE, ATTR, (5, 6), (7, 8), F2, 0x81, -3),
         ENTRY_BYTES + "7172737475767778"  # fh
         "81000000"  # open_flags: PASSTHROUGH | DIRECT_IO
         "fdffffff",  # backing_id
@@ -410,20 +411,20 @@ REPLIES: list[tuple[str, abi.Out, bytes, str]] = [
     (
         "opened",
         abi.OPENED,
-        codec.encode_opened(UNIQUE, F2, 0x02, 0x04030201),
+        encoders.encode_opened(UNIQUE, F2, 0x02, 0x04030201),
         "7172737475767778"  # fh
         "02000000"  # open_flags: KEEP_CACHE
         "01020304",  # backing_id
     ),
-    ("written", abi.WRITTEN, codec.encode_written(UNIQUE, W1), "01020304" "00000000"),  # size, padding
-    ("revents", abi.REVENTS, codec.encode_written(UNIQUE, W1), "01020304" "00000000"),  # revents, padding
-    ("offset", abi.OFFSET, codec.encode_offset(UNIQUE, F1), "6162636465666768"),
-    ("block", abi.BLOCK, codec.encode_offset(UNIQUE, F2), "7172737475767778"),
-    ("copied", abi.COPIED, codec.encode_offset(UNIQUE, F3), "8182838485868788"),
+    ("written", abi.WRITTEN, encoders.encode_written(UNIQUE, W1), "01020304" "00000000"),  # size, padding
+    ("revents", abi.REVENTS, encoders.encode_written(UNIQUE, W1), "01020304" "00000000"),  # revents, padding
+    ("offset", abi.OFFSET, encoders.encode_offset(UNIQUE, F1), "6162636465666768"),
+    ("block", abi.BLOCK, encoders.encode_offset(UNIQUE, F2), "7172737475767778"),
+    ("copied", abi.COPIED, encoders.encode_offset(UNIQUE, F3), "8182838485868788"),
     (
         "lock",
         abi.LOCK,
-        codec.encode_lock(UNIQUE, Lock(1, F1, F2, W1)),
+        encoders.encode_lock(UNIQUE, Lock(1, F1, F2, W1)),
         "6162636465666768"  # start
         "7172737475767778"  # end
         "01000000"  # type: F_WRLCK
@@ -432,7 +433,7 @@ REPLIES: list[tuple[str, abi.Out, bytes, str]] = [
     (
         "no lock",
         abi.LOCK,
-        codec.encode_lock(UNIQUE, None),
+        encoders.encode_lock(UNIQUE, None),
         "0000000000000000"  # start
         "0000000000000000"  # end
         "02000000"  # type: F_UNLCK
@@ -441,7 +442,7 @@ REPLIES: list[tuple[str, abi.Out, bytes, str]] = [
     (
         "ioctl",
         abi.IOCTL_RESULT,
-        codec.encode_ioctl(UNIQUE, -7, memoryview(b"out")),
+        encoders.encode_ioctl(UNIQUE, -7, memoryview(b"out")),
         "f9ffffff"  # result
         "00000000"  # flags
         "00000000"  # in_iovs
@@ -451,7 +452,7 @@ REPLIES: list[tuple[str, abi.Out, bytes, str]] = [
     (
         "statfs",
         abi.TOTALS,
-        codec.encode_statfs(UNIQUE, StatFs(F1, F2, F3, F4, 0xA8, 0x1000, 0x0200, 0xFE)),
+        encoders.encode_statfs(UNIQUE, StatFs(F1, F2, F3, F4, 0xA8, 0x1000, 0x0200, 0xFE)),
         "6162636465666768"  # blocks
         "7172737475767778"  # bfree
         "8182838485868788"  # bavail
@@ -577,21 +578,21 @@ def test_an_unknown_field_is_a_type_error() -> None:
 def test_times_before_1970_and_far_away_keep_their_nanoseconds(ns: int, seconds: int, rest: int) -> None:
     attr = Attr(ino=9, atime_ns=ns, mtime_ns=ns, ctime_ns=ns, btime_ns=ns)
     for made, out, prefix in (
-        (codec.encode_attr(1, attr, (0, 0)), abi.ATTRS, "attr"),
-        (codec.encode_entry(1, attr, (0, 0), (0, 0)), abi.ENTRY, "attr"),
-        (codec.encode_created(1, attr, (0, 0), (0, 0), 0, 0, 0), abi.CREATED, "entry_attr"),
+        (encoders.encode_attr(1, attr, (0, 0)), abi.ATTRS, "attr"),
+        (encoders.encode_entry(1, attr, (0, 0), (0, 0)), abi.ENTRY, "attr"),
+        (encoders.encode_created(1, attr, (0, 0), (0, 0), 0, 0, 0), abi.CREATED, "entry_attr"),
     ):
         fields = codec.decode_reply(out, made).fields
         for which in ("atime", "mtime", "ctime"):
             assert (fields[f"{prefix}_{which}"], fields[f"{prefix}_{which}nsec"]) == (seconds, rest)
-    fields = codec.decode_reply(abi.STATX_ATTRS, codec.encode_statx(1, attr, (0, 0))).fields
+    fields = codec.decode_reply(abi.STATX_ATTRS, encoders.encode_statx(1, attr, (0, 0))).fields
     for which in ("atime", "btime", "ctime", "mtime"):
         assert (fields[f"stat_{which}_tv_sec"], fields[f"stat_{which}_tv_nsec"]) == (seconds, rest)
 
 
 def test_a_time_beyond_64_bits_is_refused() -> None:
     with pytest.raises(struct.error):
-        codec.encode_attr(1, Attr(ino=1, mtime_ns=2**63 * 10**9), (0, 0))
+        encoders.encode_attr(1, Attr(ino=1, mtime_ns=2**63 * 10**9), (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -628,17 +629,19 @@ def test_nanoseconds_never_reach_a_second(seconds: float) -> None:
 def test_an_attr_may_have_timeouts_of_its_own() -> None:
     attr = Attr(ino=5, entry_ttl=0.5, attr_ttl=math.inf)
     expected = {"entry_valid": 0, "entry_valid_nsec": 500_000_000, "attr_valid": codec.LONGEST_TTL, "attr_valid_nsec": 0}
-    fields = codec.decode_reply(abi.ENTRY, codec.encode_entry(1, attr, (7, 7), (8, 8))).fields
+    fields = codec.decode_reply(abi.ENTRY, encoders.encode_entry(1, attr, (7, 7), (8, 8))).fields
     assert {name: fields[name] for name in expected} == expected
-    created = codec.decode_reply(abi.CREATED, codec.encode_created(1, attr, (7, 7), (8, 8), 0, 0, 0)).fields
+    created = codec.decode_reply(abi.CREATED, encoders.encode_created(1, attr, (7, 7), (8, 8), 0, 0, 0)).fields
     assert {name: created[f"entry_{name}"] for name in expected} == expected
-    for made, out in ((codec.encode_attr(1, attr, (8, 8)), abi.ATTRS), (codec.encode_statx(1, attr, (8, 8)), abi.STATX_ATTRS)):
+    made_by = {abi.ATTRS: encoders.encode_attr, abi.STATX_ATTRS: encoders.encode_statx}
+    for out, encode in made_by.items():
+        made = encode(1, attr, (8, 8))
         assert codec.decode_reply(out, made).fields["attr_valid"] == codec.LONGEST_TTL
 
 
 def test_a_device_number_of_statx_is_taken_apart_as_the_kernel_packs_it() -> None:
     packed = (0x34567 & 0xFF) | (0xABC << 8) | ((0x34567 & ~0xFF) << 12)  # new_encode_dev(MKDEV(0xABC, 0x34567))
-    fields = codec.decode_reply(abi.STATX_ATTRS, codec.encode_statx(1, Attr(ino=1, rdev=packed), (0, 0))).fields
+    fields = codec.decode_reply(abi.STATX_ATTRS, encoders.encode_statx(1, Attr(ino=1, rdev=packed), (0, 0))).fields
     assert (fields["stat_rdev_major"], fields["stat_rdev_minor"]) == (0xABC, 0x34567)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pyfusekit.core import Attr, DirEntry, Entries, Filesystem, Request, abi, codec
+from pyfusekit.core import Attr, DirEntry, Entries, Filesystem, Request, abi, codec, encoders
 from pyfusekit.testing.contract.base import fails_with
 from pyfusekit.testing.kernel import FakeKernel
 from pyfusekit.testing.pending import Pending
@@ -264,7 +264,7 @@ async def test_unanswered_requests_are_sent_again_with_bit_63(kernel: FakeKernel
     assert kernel.resend() == 1
     assert pending.unique == before | 1 << 63
     with pytest.raises(FileNotFoundError):
-        kernel._take_reply([codec.pack_reply_header(16, 0, before)])
+        kernel._take_reply([encoders.pack_reply_header(16, 0, before)])
     assert kernel.complaints.pop().startswith("reply to")
     await settled(kernel)
     kernel.interrupt(pending)
@@ -293,40 +293,40 @@ def assert_refused(kernel: FakeKernel, number: int, message: bytes) -> None:
 
 
 async def test_reply_to_nobody_is_enoent(kernel: FakeKernel) -> None:
-    assert_refused(kernel, errno.ENOENT, codec.pack_reply_header(16, 0, 4242))
+    assert_refused(kernel, errno.ENOENT, encoders.pack_reply_header(16, 0, 4242))
 
 
 async def test_second_reply_is_enoent(kernel: FakeKernel) -> None:
     pending = kernel.send(abi.GETATTR, 7)
     await pending
-    assert_refused(kernel, errno.ENOENT, codec.pack_reply_header(16, -errno.EIO, pending.unique))
+    assert_refused(kernel, errno.ENOENT, encoders.pack_reply_header(16, -errno.EIO, pending.unique))
 
 
 async def test_reply_that_lies_about_its_length_is_einval(kernel: FakeKernel, waiting: Pending) -> None:
-    assert_refused(kernel, errno.EINVAL, codec.pack_reply_header(17, 0, waiting.unique))
+    assert_refused(kernel, errno.EINVAL, encoders.pack_reply_header(17, 0, waiting.unique))
     assert not waiting.future.done()
 
 
 @pytest.mark.parametrize("error", [1, -512, -1000])
 async def test_error_out_of_range_is_einval_and_the_caller_hangs(kernel: FakeKernel, waiting: Pending, error: int) -> None:
-    assert_refused(kernel, errno.EINVAL, codec.pack_reply_header(16, error, waiting.unique))
+    assert_refused(kernel, errno.EINVAL, encoders.pack_reply_header(16, error, waiting.unique))
     assert not waiting.future.done()
 
 
 async def test_error_with_a_body_is_einval_and_eio(kernel: FakeKernel, waiting: Pending) -> None:
-    assert_refused(kernel, errno.EINVAL, codec.pack_reply_header(24, -errno.ENOENT, waiting.unique) + EIGHT)
+    assert_refused(kernel, errno.EINVAL, encoders.pack_reply_header(24, -errno.ENOENT, waiting.unique) + EIGHT)
     with pytest.raises(OSError, match="malformed"):
         await waiting
 
 
 async def test_more_data_than_was_asked_for_is_einval_and_eio(kernel: FakeKernel, waiting: Pending) -> None:
-    assert_refused(kernel, errno.EINVAL, codec.pack_reply_header(25, 0, waiting.unique) + EIGHT + b"x")
+    assert_refused(kernel, errno.EINVAL, encoders.pack_reply_header(25, 0, waiting.unique) + EIGHT + b"x")
     with pytest.raises(OSError, match="malformed"):
         await waiting
 
 
 async def test_less_data_than_was_asked_for_is_taken(kernel: FakeKernel, waiting: Pending) -> None:
-    kernel._take_reply([codec.pack_reply_header(19, 0, waiting.unique), b"abc"])
+    kernel._take_reply([encoders.pack_reply_header(19, 0, waiting.unique), b"abc"])
     assert (await waiting).data == b"abc"
     assert not kernel.complaints
 
@@ -334,7 +334,7 @@ async def test_less_data_than_was_asked_for_is_taken(kernel: FakeKernel, waiting
 async def test_short_struct_is_einval_and_eio(kernel: FakeKernel, shelf: Shelf) -> None:
     pending = kernel.send(abi.MKDIR, 1, names=[b"new"], mode=0o755)
     await settled(kernel)
-    assert_refused(kernel, errno.EINVAL, codec.pack_reply_header(16 + 120, 0, pending.unique) + bytes(120))
+    assert_refused(kernel, errno.EINVAL, encoders.pack_reply_header(16 + 120, 0, pending.unique) + bytes(120))
 
 
 async def test_node_of_another_type_is_eio_and_forgotten(kernel: FakeKernel, shelf: Shelf) -> None:
@@ -352,7 +352,7 @@ async def test_new_node_must_not_be_the_root_or_nothing(kernel: FakeKernel, node
     pending = kernel.send(abi.MKDIR, 1, names=[b"new"], mode=0o755)
     await settled(kernel)
     entry = codec.pack(abi.ENTRY_OUT, nodeid=nodeid, attr_mode=stat.S_IFDIR)
-    kernel._take_reply([codec.pack_reply_header(16 + len(entry), 0, pending.unique), entry])
+    kernel._take_reply([encoders.pack_reply_header(16 + len(entry), 0, pending.unique), entry])
     with pytest.raises(OSError, match="node"):
         await pending
     assert kernel.complaints
