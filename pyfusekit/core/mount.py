@@ -62,8 +62,8 @@ class MountOptions:
     read_only: bool = False
     allow_other: bool = False
     """Let other users in. An ordinary user needs user_allow_other in /etc/fuse.conf for it."""
-    default_permissions: bool = True
-    """The kernel checks modes and owners; without it the filesystem must."""
+    default_permissions: bool | None = None
+    """The kernel checks modes and owners; without it the filesystem must. None: as the filesystem says, else yes."""
     nosuid: bool | None = None
     """None: set. As with fusermount3, what a server invents gets no set-user-id bit honoured and no device opened, unless
     root asks for it with False; from an ordinary user False is not taken (fstab helpers add dev,suid for everyone)."""
@@ -196,7 +196,7 @@ def _option_words(options: MountOptions) -> list[str]:
             encoded = b""
         if not 0 < len(encoded) <= 4000 or b"\0" in encoded:
             raise mount_error(BAD_OPTION, f"{name} {value[:40]!a} cannot be given to the kernel", remedy)
-    words = ["default_permissions"] if options.default_permissions else []
+    words = ["default_permissions"] if options.default_permissions is not False else []
     if options.allow_other:
         words.append("allow_other")
     if options.max_read is not None:

@@ -7,11 +7,12 @@ import contextlib
 import errno
 import logging
 import os
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from . import mount as mounting
-from .asyncfd import AsyncFd
+from .asyncfd import SPIN, AsyncFd
 from .capabilities import PAGE_BYTES, Agreed, Limits
 from .errors import MountError, ProtocolError
 from .filesystem import Filesystem
@@ -38,7 +39,7 @@ _CAP_SYS_ADMIN = 21
 
 def machine_limits(options: MountOptions) -> Limits:
     """Read what this machine and process allow (fs/fuse/sysctl.c, fs/fuse/backing.c)."""
-    limits = Limits(default_permissions=options.default_permissions, may_passthrough=_is_admin())
+    limits = Limits(default_permissions=options.default_permissions is not False, may_passthrough=_is_admin())
     try:
         with open("/proc/sys/fs/fuse/max_pages_limit", encoding="ascii") as file:
             limits.max_pages = max(1, int(file.read()))
@@ -80,16 +81,16 @@ class _Way:
 class Served:
     """A filesystem being served; made by :func:`serve`."""
 
-    def __init__(self, fs: Filesystem, mount: Mount, limits: Limits, spin: int | None, notifier: Notifier, way: _Way) -> None:
+    def __init__(
+        self, fs: Filesystem, mount: Mount, options: MountOptions, limits: Limits, spin: int, notifier: Notifier, way: _Way
+    ) -> None:
         self.fs = fs
         self.mount = mount
         """Where it is mounted, and how."""
+        self.options = options
+        """What the kernel was told; with what the filesystem itself said."""
         largest = max(min(fs.max_write, limits.max_pages * PAGE_BYTES), _SMALLEST_BUFFER_BYTES)
-        self.device = (
-            AsyncFd(mount.fd, largest + _HEADROOM_BYTES)
-            if spin is None
-            else AsyncFd(mount.fd, largest + _HEADROOM_BYTES, spin=spin)
-        )
+        self.device = AsyncFd(mount.fd, largest + _HEADROOM_BYTES, spin=spin)
         way.device = self.device
         self.notifier = notifier
         self.session = Session(
@@ -193,12 +194,11 @@ class serve:
     NOTE: never touch the mount from the event loop that serves it, not even with stat: that waits for itself.
     """
 
-    def __init__(
-        self, fs: Filesystem, mountpoint: str, options: MountOptions | None = None, *, spin: int | None = None
-    ) -> None:
+    def __init__(self, fs: Filesystem, mountpoint: str, options: MountOptions | None = None, *, spin: int = SPIN) -> None:
         self._fs = fs
         self._mountpoint = mountpoint
-        self._options = options or MountOptions(default_permissions=fs.default_permissions, read_only=fs.read_only)
+        # A copy: what the filesystem says is added to it.
+        self._options = replace(options) if options is not None else MountOptions()
         self._spin = spin
         self._served: Served | None = None
 
@@ -206,6 +206,8 @@ class serve:
         fs, options = self._fs, self._options
         if fs.read_only or not any(map(fs.implements, CHANGING)):
             options.read_only = True
+        if options.default_permissions is None:
+            options.default_permissions = fs.default_permissions
         options.file = options.file or fs.root_is_file
         way = _Way()
         fs.notifier = notifier = Notifier(way)
@@ -214,7 +216,7 @@ class serve:
             limits = machine_limits(options)
             mounted = await self._mount(options)
             try:
-                self._served = served = Served(fs, mounted, limits, self._spin, notifier, way)
+                self._served = served = Served(fs, mounted, options, limits, self._spin, notifier, way)
             except BaseException:
                 await asyncio.to_thread(_undo, mounted)
                 raise

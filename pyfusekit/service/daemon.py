@@ -162,7 +162,7 @@ async def _serve(job: Job, reporter: Reporter, log_place: str, ending: Ending) -
         async with control.ControlServer(minor, state, {"status": lambda _request: _status(job, state)}):
             ending.served = served
             _log_beginning(job, served)
-            await reporter.ready(minor, options.read_only)
+            await reporter.ready(minor, served.options.read_only)
             await _until_over(served, ending)
 
 
