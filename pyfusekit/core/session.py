@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import inspect
 import logging
 import struct
 import sys
@@ -18,15 +17,15 @@ from contextvars import ContextVar
 from types import CoroutineType
 from typing import Any
 
-from . import abi, calls, capabilities, codec, encoders
+from . import abi, capabilities, codec, encoders, table
 from .capabilities import Agreed, Limits
 from .errors import ProtocolError, errno_of
 from .filesystem import Filesystem
 from .inodes import HandleTable
-from .killpriv import PrivilegeKiller
 from .notification import InFlight
 from .notify import Notifier
 from .replies import Message, Replies
+from .table import Row
 from .types import Data, Request
 
 log = logging.getLogger(__name__)
@@ -46,9 +45,6 @@ _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
 _EAGER = sys.version_info >= (3, 12)
 
-COPY_UP_TO = 32 << 10
-"""Bytes of a message. What an ``async def`` is given is copied up to here: a thousand small writes that wait would otherwise
-keep a thousand buffers of the largest write's size."""
 _FAILED = object()
 """Stands for the result of a handler that had none."""
 _GONE = frozenset((errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EPIPE, errno.ECONNRESET, errno.EBADF))
@@ -59,23 +55,6 @@ _current: ContextVar[InFlight | None] = ContextVar("pyfusekit_request", default=
 
 _SECOND_NODE_AT = {abi.RENAME: 40, abi.RENAME2: 40, abi.LINK: 40, abi.COPY_FILE_RANGE: 56, abi.COPY_FILE_RANGE_64: 56}
 """Where a request names a second node."""
-
-
-class _Row:
-    """One opcode, ready to be served by this session."""
-
-    __slots__ = ("absent", "call", "copies", "method", "op", "opcode", "reply")
-
-    def __init__(self, opcode: int, op: abi.Op) -> None:
-        self.opcode = opcode
-        self.op = op
-        self.call: calls.Call | None = None
-        self.method: Callable[..., Any] | None = None
-        self.reply: Callable[[Request, Any], Message] | None = None
-        self.absent = op.absent
-        """The errno answered when there is no call."""
-        self.copies = False
-        """Data of up to COPY_UP_TO bytes is copied before the call, so that the task keeps no buffer."""
 
 
 class Session:
@@ -117,8 +96,7 @@ class Session:
         self._init_in = codec.struct_of(abi.INIT_IN)
         self._table: list[tuple[Any, Any, Any, Any]] = [(None, None, None, None)] * (max(abi.OPS) + 1)
         """opcode -> (call, method, reply, row); only INIT before the two sides have agreed."""
-        row = _Row(abi.INIT, abi.OPS[abi.INIT])
-        self._table[abi.INIT] = (self._init_call, None, self._init_reply, row)
+        self._table[abi.INIT] = (self._init_call, None, self._init_reply, Row(abi.INIT, abi.OPS[abi.INIT]))
         if notifier is not None:
             notifier.current = self._current_request
 
@@ -207,7 +185,7 @@ class Session:
             log.warning("the kernel asked for operation %d, which this version does not know", opcode)
         self._answer_error(unique, errno.ENOSYS)
 
-    def _refuse(self, buffer: Any, n: int, row: _Row | None) -> None:
+    def _refuse(self, buffer: Any, n: int, row: Row | None) -> None:
         """Answer a message that has the wrong length, or an operation that is absent, or that comes before INIT."""
         if n < _HEADER_BYTES or len(buffer) < _HEADER_BYTES:
             return self._unintelligible(buffer, n)
@@ -239,7 +217,7 @@ class Session:
 
     # Handlers that wait.
 
-    def _start(self, row: _Row, request: Request, nodeid: int, coroutine: Any, buffer: Any) -> int:
+    def _start(self, row: Row, request: Request, nodeid: int, coroutine: Any, buffer: Any) -> int:
         """Make a task of a handler that returned a coroutine."""
         nodeids: tuple[int, ...] = (nodeid,)
         at = _SECOND_NODE_AT.get(row.opcode)
@@ -247,7 +225,7 @@ class Session:
             nodeids += _U64.unpack_from(buffer, at)
         entry = InFlight(request.unique, row.opcode, nodeids)
         keeps = row.op.data and self._recycle is not None
-        if keeps and row.copies and _U32.unpack_from(buffer)[0] <= COPY_UP_TO:
+        if keeps and row.copies and _U32.unpack_from(buffer)[0] <= table.COPY_UP_TO:
             keeps = False
         former = self.inflight.get(request.unique)
         if former is not None:  # resent a second time while it runs: the first of the two answers counts
@@ -262,7 +240,7 @@ class Session:
             entry.task = asyncio.get_running_loop().create_task(answer)
         return SCHEDULED | KEPT if keeps else SCHEDULED
 
-    async def _answer(self, row: _Row, request: Request, nodeid: int, coroutine: Any, entry: InFlight, buffer: Any) -> None:
+    async def _answer(self, row: Row, request: Request, nodeid: int, coroutine: Any, entry: InFlight, buffer: Any) -> None:
         """Await a handler, and answer; whatever it does there is one answer."""
         entry.task = asyncio.current_task()  # known from the handler's first step, eager ones included
         _current.set(entry)
@@ -297,7 +275,7 @@ class Session:
 
     # Answers.
 
-    def _failure(self, row: _Row, request: Request, error: BaseException) -> Message:
+    def _failure(self, row: Row, request: Request, error: BaseException) -> Message:
         """Return the answer to a request whose handler raised *error*; log what is a bug."""
         number = errno_of(error)
         if number is None:
@@ -327,7 +305,7 @@ class Session:
             if error.errno not in _GONE:
                 log.error("the kernel refused an answer: %s", error)
 
-    def _undelivered(self, row: _Row, request: Request, nodeid: int, result: Any, error: Exception) -> None:
+    def _undelivered(self, row: Row, request: Request, nodeid: int, result: Any, error: Exception) -> None:
         """Take back what an answer that did not arrive had counted: ENOENT says that the request was aborted meanwhile.
 
         A request whose answer was refused for its form (the length is not what the header says: EINVAL) stays pending in the
@@ -359,7 +337,7 @@ class Session:
         """Release a handle that the kernel never heard of."""
         handle = self.handles.pop(self._replies.last_fh) if self._replies.last_fh else None
         release = self.fs.releasedir if is_directory else self.fs.release
-        row = _silent(self._table[abi.RELEASEDIR if is_directory else abi.RELEASE][3])
+        row = self._table[abi.RELEASEDIR if is_directory else abi.RELEASE][3].silent()
         self._lost -= 1
         lost = Request(self._lost, request.uid, request.gid, request.pid)
         try:
@@ -440,78 +418,8 @@ class Session:
             abi.NOTIFY_REPLY: self._notify_reply,
             abi.DESTROY: self._destroy,
         }
-        wrap: Callable[[str], Any] = lambda name: getattr(self.fs, name)  # noqa: E731
-        if agreed.has(abi.HANDLE_KILLPRIV_V2) and not self.fs.handle_killpriv:
-            wrap = PrivilegeKiller(self.fs).wrap
-        for opcode, op in abi.OPS.items():
-            if opcode == abi.INIT:
-                continue
-            row = _Row(opcode, op)
-            row.reply = self._replies.builder[op.out]
-            if opcode in own:
-                row.method = own[opcode]
-            elif op.method and not self._is_absent(opcode, op, row, agreed):
-                row.method = wrap(op.method)
-                row.copies = op.data and inspect.iscoroutinefunction(getattr(self.fs, op.method))
-            if row.method is not None:
-                row.call = self._compile(opcode, op, agreed)
-                if row.copies:
-                    row.call = _copying(row.call)
-            self._table[opcode] = (row.call, row.method, row.reply, row)
-
-    def _is_absent(self, opcode: int, op: abi.Op, row: _Row, agreed: Agreed) -> bool:
-        """Say whether an operation is answered with row.absent instead of calling a method."""
-        fs = self.fs
-        if (opcode == abi.OPEN and fs.stateless_open) or (opcode == abi.OPENDIR and fs.stateless_opendir):
-            row.absent = errno.ENOSYS if agreed.has(_STATELESS[opcode]) else 0
-            return row.absent != 0
-        if opcode == abi.CREATE and fs.stateless_open:
-            return True
-        if op.absent == 0:
-            return False  # the base class answers
-        if opcode == abi.FLUSH and not fs.implements("flush") and agreed.has(abi.POSIX_LOCKS):
-            row.absent = 0  # ENOSYS would let the kernel close without telling, and POSIX locks would leak
-            return True
-        if opcode == abi.RENAME2 and not fs.implements("rename"):
-            return True
-        return not fs.implements(op.method)
-
-    def _compile(self, opcode: int, op: abi.Op, agreed: Agreed) -> calls.Call:
-        """Return the row's call; with what the session adds to a few of them."""
-        if opcode == abi.SETXATTR and not agreed.has(abi.SETXATTR_EXT):
-            op = op._replace(struct=abi.SETXATTR_IN_COMPAT, flags="")
-        call = calls.compile_call(op)
-        if opcode in (abi.RELEASE, abi.RELEASEDIR):
-            return self._popping(call)
-        if opcode in (abi.READDIR, abi.READDIRPLUS):
-            return self._gathering(call, opcode == abi.READDIRPLUS)
-        return call
-
-    def _popping(self, call: calls.Call) -> calls.Call:
-        """The handle ends with the release, whatever the filesystem says to it."""
-        whole = _HEADER_BYTES + codec.struct_of(abi.RELEASE_IN).size
-
-        def popping(method: Any, request: Request, buffer: Any, n: int, nodeid: int, objects: Any) -> Any:
-            try:
-                return call(method, request, buffer, n, nodeid, objects)
-            finally:
-                if n >= whole:
-                    (fh,) = _U64.unpack_from(buffer, _HEADER_BYTES)
-                    if 0 < fh < len(objects) and objects[fh] is not None:
-                        self.handles.pop(fh)
-
-        return popping
-
-    def _gathering(self, call: calls.Call, plus: bool) -> calls.Call:
-        """A listing that is an async generator is taken from in a task."""
-
-        def gathering(method: Any, request: Request, buffer: Any, n: int, nodeid: int, objects: Any) -> Any:
-            result = call(method, request, buffer, n, nodeid, objects)
-            if isinstance(result, AsyncIterable):
-                return self._replies.gather(request, result, plus)
-            return result
-
-        return gathering
+        self._table[:] = table.build(self.fs, agreed, self._replies, self.handles, own)
+        self._table[abi.INIT] = (self._init_call, None, self._init_reply, Row(abi.INIT, abi.OPS[abi.INIT]))
 
     # The end.
 
@@ -526,24 +434,3 @@ class Session:
         _, late = await asyncio.wait(tasks, timeout=grace)
         if late:
             log.warning("%d handlers did not end within %g s of being cancelled", len(late), grace)
-
-
-def _copying(call: calls.Call) -> calls.Call:
-    """Return *call* for a small message's copy."""
-
-    def copying(method: Any, request: Request, buffer: Any, n: int, nodeid: int, objects: Any) -> Any:
-        if n <= COPY_UP_TO:
-            buffer = bytes(memoryview(buffer)[:n])
-        return call(method, request, buffer, n, nodeid, objects)
-
-    return copying
-
-
-_STATELESS = {abi.OPEN: abi.NO_OPEN_SUPPORT, abi.OPENDIR: abi.NO_OPENDIR_SUPPORT}
-
-
-def _silent(row: _Row) -> _Row:
-    """Return *row* for a call that nobody asked for, so that nobody is answered."""
-    silent = _Row(row.opcode, row.op._replace(out=abi.NO_REPLY))
-    silent.reply = lambda request, result: None
-    return silent

@@ -22,7 +22,8 @@ from pyfusekit.core.capabilities import Limits
 from pyfusekit.core.errors import ProtocolError
 from pyfusekit.core.filesystem import Filesystem
 from pyfusekit.core.notify import Notifier
-from pyfusekit.core.session import COPY_UP_TO, KEPT, SCHEDULED, Session
+from pyfusekit.core.session import KEPT, SCHEDULED, Session
+from pyfusekit.core.table import COPY_UP_TO
 from pyfusekit.core.types import Attr, DirEntry, Ioctl, Lock, Opened, Request, SetAttr, StatFs
 
 LOGGER = "pyfusekit.core.session"
