@@ -153,7 +153,7 @@ class MemFS(Tree):
         # Also to the same size: what was reserved behind the end goes.
         if size <= node.size and node.contents is not None:
             gone = node.contents.punch(size, None)
-            self.space.free_pages += gone
+            self.space.free(gone)
             node.blocks -= gone << 3
         node.size = size
 
@@ -257,7 +257,7 @@ class MemFS(Tree):
         kind = mode & ~FALLOC_FL_KEEP_SIZE
         if kind == FALLOC_FL_PUNCH_HOLE and mode & FALLOC_FL_KEEP_SIZE:
             gone = contents.punch(offset, stop)
-            self.space.free_pages += gone
+            self.space.free(gone)
             node.blocks -= gone << 3
         elif kind in (0, FALLOC_FL_ZERO_RANGE):
             first, last = _pages(offset, stop)

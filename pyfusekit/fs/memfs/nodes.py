@@ -176,15 +176,26 @@ class DirectoryTable(dict[int, Directory]):
 class Space:
     """What may still be used: pages of data, and inodes in the bytes that tmpfs reckons them in."""
 
-    __slots__ = ("free_inode_bytes", "free_pages", "inode_bytes", "pages")
+    __slots__ = ("_untrimmed", "free_inode_bytes", "free_pages", "inode_bytes", "pages")
 
     UNLIMITED = 1 << 62
+    TRIM_PAGES = 16384
+    """After so many freed pages, 64 MiB, the C library is told to return memory: it keeps what lies between other things."""
 
     def __init__(self, size: int, nr_inodes: int) -> None:
         self.pages = (size + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT or self.UNLIMITED
         self.free_pages = self.pages
         self.inode_bytes = nr_inodes * INODE_BYTES or self.UNLIMITED
         self.free_inode_bytes = self.inode_bytes
+        self._untrimmed = 0
+
+    def free(self, pages: int) -> None:
+        """Count pages that went out of use, and whose memory is free."""
+        self.free_pages += pages
+        self._untrimmed += pages
+        if self._untrimmed >= self.TRIM_PAGES:
+            self._untrimmed = 0
+            return_memory()
 
     def take_inode(self) -> None:
         """Count an inode, or another name of one; ENOSPC."""
@@ -194,10 +205,20 @@ class Space:
 
     def give_back(self, node: Node) -> None:
         """Count what *node*, which is going, had in use."""
-        self.free_pages += node.blocks >> 3
+        node.contents = None
+        self.free(node.blocks >> 3)
         self.free_inode_bytes += INODE_BYTES
         if node.xattrs:
             self.free_inode_bytes += sum(xattr_bytes(name, value) for name, value in node.xattrs.items())
+
+
+def return_memory() -> None:
+    """Return free memory to the system, where the C library can be told to: glibc; 4 ms for 64 MiB."""
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def xattr_bytes(name: bytes, value: bytes) -> int:
@@ -218,5 +239,6 @@ __all__ = [
     "Space",
     "Symlink",
     "now_ns",
+    "return_memory",
     "xattr_bytes",
 ]

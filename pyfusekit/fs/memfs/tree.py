@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import functools
 import os
@@ -66,7 +65,7 @@ class Tree(Filesystem):
 
     def __init__(self, options: MemOptions) -> None:
         memory_pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 12
-        size = memory_pages * 4096 // 2 if options.size is None else options.size
+        size = memory_pages // 2 * 4096 if options.size is None else options.size
         nr_inodes = memory_pages // 2 if options.nr_inodes is None else options.nr_inodes
         self.space = Space(size, nr_inodes)
         self.nodes = NodeTable()
@@ -86,6 +85,8 @@ class Tree(Filesystem):
 
     async def later(self, call: Callable[[], T]) -> T:
         """Call *call* when the forgets that are in the kernel's queue have been read."""
+        import asyncio  # here, so that the options can be shown without it
+
         for _ in range(TURNS):
             if not self.orphans:
                 break
