@@ -112,7 +112,8 @@ class MemFS(Tree):
         if changes.mode is not None:
             self._chmod(node, changes.mode)
         # With HANDLE_KILLPRIV_V2 the kernel takes its own clearing out of a SETATTR and sends what is left: nothing at all,
-        # for chown(-1, -1), and before a write, fallocate or copy_file_range to a file that has such bits.
+        # for chown(-1, -1), and before a write, fallocate or copy_file_range to a file that has such bits. NOTE: so anybody's
+        # chown(-1, -1) clears them, which tmpfs refuses; not to clear them would leave them to whoever wrote the file.
         if changes.kill_suidgid or changes == _NOTHING:
             self._kill_privileges(request, node)
         if changes.atime_ns is not None:
