@@ -38,24 +38,14 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
         raise click.BadParameter(str(exc), ctx, param) from exc
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+def main(arguments: Sequence[str] | None = None, ahead: Ahead | None = None) -> int:
+    """Run the command line and return its exit code; *ahead* is a mount's server that is already warming up."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    ahead = _start_ahead(words)
     try:
         return _run(words, ahead)
     finally:
         if ahead is not None:
             ahead.cancel()
-
-
-def _start_ahead(words: Sequence[str]) -> Ahead | None:
-    """Begin to warm up the server of a mount while its options are still to be read."""
-    if words[:1] != ["mount"] or len(words) < 3 or {"-h", "--help", "-f", "--foreground"} & set(words):
-        return None
-    from .service.ahead import Ahead
-
-    return Ahead(words)
 
 
 def _run(words: list[str], ahead: Ahead | None) -> int:

@@ -112,10 +112,12 @@ def test_the_help_of_a_filesystem_shows_its_options_and_the_common_ones(capsys: 
     assert said(capsys, "mount", "mem", "--help")[1].count("--size SIZE") == 1
 
 
-def test_the_entry_point_is_main() -> None:
+def test_the_entry_point_runs_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     scripts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
     module, _, name = scripts["pyfusekit"].partition(":")
-    assert getattr(import_module(module), name) is cli.main
+    monkeypatch.setattr(sys, "argv", ["pyfusekit", "--version"])
+    assert getattr(import_module(module), name)() == 0
+    assert "pyfusekit" in capsys.readouterr().out
 
 
 def test_the_package_can_be_run() -> None:

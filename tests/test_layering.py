@@ -14,7 +14,7 @@ PACKAGE = ROOT / "pyfusekit"
 # Room -> the rooms of ours it may import. A room is the longest matching prefix of a module's name.
 MAY_IMPORT: dict[str, set[str]] = {
     "pyfusekit": {"pyfusekit.core"},
-    "pyfusekit.__main__": {"pyfusekit.cli"},
+    "pyfusekit.__main__": {"pyfusekit", "pyfusekit.cli", "pyfusekit.service"},
     "pyfusekit.cli": {"pyfusekit", "pyfusekit.service", "pyfusekit.core"},
     "pyfusekit.service": {"pyfusekit", "pyfusekit.service", "pyfusekit.core"},
     "pyfusekit.testing": {"pyfusekit", "pyfusekit.testing", "pyfusekit.core"},

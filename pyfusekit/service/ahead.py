@@ -78,6 +78,13 @@ class Ahead:
             self.pid = 0
 
 
+def start_ahead(words: Sequence[str]) -> Ahead | None:
+    """Begin to warm up the server, if *words* are a command line that mounts in the background; they are not read further."""
+    if words[:1] != ["mount"] or len(words) < 3 or {"-h", "--help", "-f", "--foreground"} & set(words):
+        return None
+    return Ahead(words)
+
+
 def _serve(names: Sequence[str], report: int, life: int, errors: int) -> int:
     """Be the child: warm up, take the job, serve it; return the exit status."""
     os.setsid()

@@ -51,7 +51,7 @@ class CommonOptions:
     nosuid: bool = option(True, help="Ignore set-user-id and set-group-id bits.", group="Mount")
     nodev: bool = option(True, help="Device nodes open nothing.", group="Mount")
     noexec: bool = option(False, help="Nothing can be executed.", group="Mount")
-    noatime: bool = option(False, help="The kernel does not ask for access times to change; a filesystem may keep them all the same.", group="Mount")
+    noatime: bool = option(False, help="The kernel keeps no access times; a filesystem may all the same.", group="Mount")
     sync: bool = option(False, help="Every write is synchronous.", group="Mount")
     dirsync: bool = option(False, help="Every change of a directory is synchronous.", group="Mount")
     nonempty: bool = option(False, help="Mount over a directory that is not empty.", group="Mount")

@@ -120,16 +120,16 @@ def test_several_mounts_live_side_by_side(command: Commandline) -> None:
         assert procs.start_time(pid) is None
 
 
-def test_the_parent_forks_before_asyncio_is_loaded(command: Commandline) -> None:
+def test_the_parent_forks_before_asyncio_and_click_are_loaded(command: Commandline) -> None:
     place = command.folder()
     script = (
         "import sys\nfrom pyfusekit.service import ahead\nbegin = ahead.Ahead.__init__\n"
-        "def look(self, names):\n    print('asyncio' in sys.modules, flush=True)\n"
-        "    begin(self, names)\nahead.Ahead.__init__ = look\nfrom pyfusekit.cli import main\nsys.exit(main())"
+        "def look(self, names):\n    print({'asyncio', 'click'} & set(sys.modules), flush=True)\n"
+        "    begin(self, names)\nahead.Ahead.__init__ = look\nfrom pyfusekit.__main__ import main\nsys.exit(main())"
     )
     argv = [sys.executable, "-c", script, "mount", "mem", str(place)]
     done = subprocess.run(argv, env=command.environment, capture_output=True, text=True, timeout=40, cwd=command.top)
-    assert done.stdout.splitlines()[0] == "False"
+    assert done.stdout.splitlines()[0] == "set()"
     assert done.returncode == 0
 
 
