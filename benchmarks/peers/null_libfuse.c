@@ -1,10 +1,10 @@
-/* A null filesystem on libfuse's low-level API and its multi-threaded loop: nothing is cached, reads give zeros. */
+/* A null filesystem on libfuse's low-level API and its multi-threaded loop: nothing is cached, reads give the same bytes. */
 #define FUSE_USE_VERSION 312
 #include <fuse_lowlevel.h>
 #include <string.h>
 #include <unistd.h>
 
-static char zeros[1 << 20];
+static char bytes[1 << 20];
 
 static void fill(fuse_ino_t ino, struct stat *st) {
     st->st_ino = ino;
@@ -37,7 +37,7 @@ static void do_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, s
     (void)offset, (void)fi;
     if (ino == 3)
         usleep(100000);
-    fuse_reply_buf(req, zeros, size);
+    fuse_reply_buf(req, bytes, size);
 }
 
 static void do_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t size, off_t offset, struct fuse_file_info *fi) {
@@ -49,6 +49,7 @@ static const struct fuse_lowlevel_ops operations = {
     .lookup = do_lookup, .getattr = do_getattr, .open = do_open, .read = do_read, .write = do_write};
 
 int main(int argc, char **argv) {
+    memset(bytes, 'x', sizeof bytes);
     char *words[] = {argv[0], "-o", "fsname=null"};
     struct fuse_args args = FUSE_ARGS_INIT(3, words);
     struct fuse_session *session = fuse_session_new(&args, &operations, sizeof operations, NULL);

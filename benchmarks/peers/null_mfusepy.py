@@ -1,4 +1,4 @@
-"""A null filesystem on mfusepy, as fast as its interface allows: answers are built once, reads give zeros."""
+"""A null filesystem on mfusepy, as fast as its interface allows: answers are built once, reads give the same bytes."""
 
 # mypy: disallow-subclassing-any=False, disable-error-code="import-not-found"
 
@@ -11,7 +11,7 @@ import time
 import mfusepy
 
 FILE, SLOW = 2, 3
-ZEROS = {size: bytes(size) for size in (4096, 1 << 20)}
+BYTES = {size: b"x" * size for size in (4096, 1 << 20)}
 ROOT_ATTRIBUTES = {"st_mode": stat.S_IFDIR | 0o755, "st_nlink": 1}
 FILE_ATTRIBUTES = {"st_mode": stat.S_IFREG | 0o644, "st_nlink": 1, "st_size": 1 << 30}
 
@@ -30,7 +30,7 @@ class Null(mfusepy.Operations):
     def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
         if fh == SLOW:
             time.sleep(0.1)
-        return ZEROS[size]
+        return BYTES[size]
 
     def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
         return len(data)

@@ -1,4 +1,4 @@
-"""A null filesystem on pyfusekit: answers are built once, reads give zeros."""
+"""A null filesystem on pyfusekit: answers are built once, reads give the same bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Null(Filesystem):
             FILE: Attr(ino=FILE, mode=stat.S_IFREG | 0o644, size=1 << 30),
             SLOW: Attr(ino=SLOW, mode=stat.S_IFREG | 0o644, size=1 << 30),
         }
-        self.zeros = {size: bytes(size) for size in (4096, 1 << 20)}
+        self.bytes = {size: b"x" * size for size in (4096, 1 << 20)}
 
     def lookup(self, request: Request, parent: int, name: bytes) -> Attr:
         return self.attrs[SLOW if name == b"slow" else FILE]
@@ -37,11 +37,11 @@ class Null(Filesystem):
         return Opened(flags=FOPEN_DIRECT_IO)
 
     def read(self, request: Request, ino: int, handle: object, offset: int, size: int) -> object:
-        return self.read_slowly(size) if ino == SLOW else self.zeros[size]
+        return self.read_slowly(size) if ino == SLOW else self.bytes[size]
 
     async def read_slowly(self, size: int) -> bytes:
         await asyncio.sleep(0.1)
-        return self.zeros[size]
+        return self.bytes[size]
 
     def write(self, request: Request, ino: int, handle: object, offset: int, data: memoryview) -> int:
         return len(data)

@@ -17,8 +17,8 @@ KEPT = 2
 
 SPIN = 50
 """How often an idle descriptor is asked again before the loop goes to sleep; docs/decisions.md has the measurement."""
-BUDGET = 128
-"""Messages dealt with before other tasks on the loop have their turn."""
+BUDGET = 64
+"""Messages dealt with before other tasks on the loop have their turn; one that was waited for counts as two."""
 BUDGET_WITH_TASKS = 32
 """Messages dealt with after one made a task, before the tasks have their turn."""
 POOL = 8
@@ -78,6 +78,7 @@ class AsyncFd:
                             break
                     else:
                         return
+                    left -= 1
             except OSError as error:
                 if error.errno == errno.ENOENT:
                     continue  # the request was aborted while it was read
