@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import NoReturn
 
 
 def main() -> int:
@@ -17,5 +19,16 @@ def main() -> int:
     return cli.main(words, ahead)
 
 
+def command() -> NoReturn:
+    """Run the command line and end the process at once: taking the interpreter apart first would be a tenth of a mount."""
+    code = main()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        pass  # nobody reads it any more
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

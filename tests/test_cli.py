@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from importlib import import_module
 
 import pytest
 from commandline import REPOSITORY, Commandline, commandline
@@ -112,12 +111,13 @@ def test_the_help_of_a_filesystem_shows_its_options_and_the_common_ones(capsys: 
     assert said(capsys, "mount", "mem", "--help")[1].count("--size SIZE") == 1
 
 
-def test_the_entry_point_runs_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_entry_point_runs_the_command_line() -> None:
     scripts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
     module, _, name = scripts["pyfusekit"].partition(":")
-    monkeypatch.setattr(sys, "argv", ["pyfusekit", "--version"])
-    assert getattr(import_module(module), name)() == 0
-    assert "pyfusekit" in capsys.readouterr().out
+    script = f"import sys\nfrom {module} import {name}\nsys.argv = ['pyfusekit', *sys.argv[1:]]\n{name}()"
+    for words, code, said in ((["--version"], 0, "pyfusekit"), (["list", "--nonsense"], 2, "")):
+        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=30)
+        assert (done.returncode, said in done.stdout) == (code, True)
 
 
 def test_the_package_can_be_run() -> None:
