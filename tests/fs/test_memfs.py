@@ -171,7 +171,9 @@ def test_numbers_are_never_used_again(tree: Tree) -> None:
 
 
 def test_forget_of_an_unknown_node_is_nothing(tree: Tree) -> None:
+    ino = tree.file()
     tree.fs.forget(4711, 1)
+    assert (tree.node(ino).nlookup, 4711 in tree.fs.nodes) == (1, False)
 
 
 def test_dot_finds_any_node_and_dotdot_the_parent(tree: Tree) -> None:

@@ -1,7 +1,6 @@
 """A mount in the fake kernel: the wire, the caches of names and attributes, walking paths, and who may do what.
 
-The rules are those of fs/namei.c and fs/fuse/dir.c of Linux 6.18. There is no page cache: file data is always asked, page by
-page as buffered reads are, so that what a server answers is what is seen.
+The rules are those of fs/namei.c and fs/fuse/dir.c of Linux 6.18. There is no page cache: data is asked for page by page.
 """
 
 from __future__ import annotations
