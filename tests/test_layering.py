@@ -66,7 +66,7 @@ CORE: dict[str, set[str]] = {
     "mountpoints": {"errors", "mounterrors", "mountinfo"},
     "fusermount": {"errors", "mounterrors", "mountinfo"},
     "mount": {"errors", "fusermount", "mounterrors", "mountinfo", "mountpoints"},
-    "serving": {"asyncfd", "capabilities", "errors", "filesystem", "mount", "notify", "session"},
+    "serving": {"asyncfd", "capabilities", "errors", "filesystem", "mount", "mountpoints", "notify", "session"},
 }
 WITHOUT_IO = {
     "abi",

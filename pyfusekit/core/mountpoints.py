@@ -72,7 +72,7 @@ def check_mountpoint(mountpoint: str, *, nonempty: bool = False, file: bool = Fa
     except ValueError as exc:
         cause = f"{mountpoint!a} cannot be a file name"
         raise mount_error(MOUNTPOINT_MISSING, cause, "give the directory to mount on") from exc
-    if not _may_mount() and not os.access(path, os.W_OK):
+    if not is_admin() and not os.access(path, os.W_OK):
         remedy = CHOWN.format(uid=os.getuid(), quoted=quoted(path))
         raise mount_error(NO_PERMISSION, f"{mountpoint} is not writable for uid {os.getuid()}", remedy, errno.EACCES)
     return path
@@ -189,8 +189,8 @@ def _resolve(path: str, mounts: list[MountInfo]) -> tuple[str, MountInfo | None]
     return done, None
 
 
-def _may_mount() -> bool:
-    """Whether this process has CAP_SYS_ADMIN, in its own user namespace."""
+def is_admin() -> bool:
+    """Say whether this process has CAP_SYS_ADMIN, in its own user namespace."""
     with open("/proc/self/status", "rb") as file:
         effective = next((line.split()[1] for line in file if line.startswith(b"CapEff:")), b"0")
     return bool(int(effective, 16) >> _CAP_SYS_ADMIN & 1)
@@ -242,4 +242,4 @@ def _unusable(mountpoint: str, exc: OSError) -> MountError:
     return mount_error(MOUNTPOINT_MISSING, cause, "choose another mountpoint", number)
 
 
-__all__ = ["PROBE_LIMIT_S", "check_mountpoint", "find_mount", "given_fd", "probe"]
+__all__ = ["PROBE_LIMIT_S", "check_mountpoint", "find_mount", "given_fd", "is_admin", "probe"]

@@ -17,6 +17,7 @@ from .capabilities import PAGE_BYTES, Agreed, Limits
 from .errors import MountError, ProtocolError
 from .filesystem import Filesystem
 from .mount import Mount, MountOptions
+from .mountpoints import is_admin
 from .notify import Notifier
 from .session import Session
 
@@ -34,12 +35,11 @@ CHANGING = (
 _HEADROOM_BYTES = 4096
 _SMALLEST_BUFFER_BYTES = (64 << 10) + 8192
 """Holds the largest setxattr (64 KiB) beside its headers."""
-_CAP_SYS_ADMIN = 21
 
 
 def machine_limits(options: MountOptions) -> Limits:
     """Read what this machine and process allow (fs/fuse/sysctl.c, fs/fuse/backing.c)."""
-    limits = Limits(default_permissions=options.default_permissions is not False, may_passthrough=_is_admin())
+    limits = Limits(default_permissions=options.default_permissions is not False, may_passthrough=_may_passthrough())
     try:
         with open("/proc/sys/fs/fuse/max_pages_limit", encoding="ascii") as file:
             limits.max_pages = max(1, int(file.read()))
@@ -48,19 +48,14 @@ def machine_limits(options: MountOptions) -> Limits:
     return limits
 
 
-def _is_admin() -> bool:
+def _may_passthrough() -> bool:
     """Say whether this process has CAP_SYS_ADMIN in the first user namespace, as backing files need."""
     try:
         with open("/proc/self/uid_map", encoding="ascii") as file:
-            if file.read().split() != ["0", "0", "4294967295"]:
-                return False
-        with open("/proc/self/status", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("CapEff:"):
-                    return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
+            is_first = file.read().split() == ["0", "0", "4294967295"]
+        return is_first and is_admin()
     except (OSError, ValueError):
-        pass
-    return False
+        return False
 
 
 class _Way:

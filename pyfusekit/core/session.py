@@ -93,7 +93,6 @@ class Session:
         self._objects = self.handles.objects
         self._lost = 0
         """Counts what runs without a number of the kernel's; downwards, so that it is nobody else's."""
-        self._init_in = codec.struct_of(abi.INIT_IN)
         self._table: list[tuple[Any, Any, Any, Any]] = [(None, None, None, None)] * (max(abi.OPS) + 1)
         """opcode -> (call, method, reply, row); only INIT before the two sides have agreed."""
         self._table[abi.INIT] = (self._init_call, None, self._init_reply, Row(abi.INIT, abi.OPS[abi.INIT]))

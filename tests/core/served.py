@@ -21,14 +21,16 @@ from pyfusekit.core.mountinfo import read_mountinfo
 
 LIMIT_S = 40.0
 
-_no_mounts = os.environ.get("PYFUSEKIT_NO_MOUNT") == "1" or os.geteuid() != 0
+needs_root = pytest.mark.skipif(
+    os.environ.get("PYFUSEKIT_NO_MOUNT") == "1" or os.geteuid() != 0,
+    reason="mounts for real: needs root, and no PYFUSEKIT_NO_MOUNT=1",
+)
 _Test = TypeVar("_Test", bound=Callable[..., None])
 
 
 def mounted(test: _Test) -> _Test:
     """Mark a test that mounts for real, and needs root to."""
-    skip = pytest.mark.skipif(_no_mounts, reason="mounts for real: needs root, and no PYFUSEKIT_NO_MOUNT=1")
-    marked: _Test = skip(pytest.mark.mounted(test))
+    marked: _Test = needs_root(pytest.mark.mounted(test))
     return marked
 
 

@@ -23,9 +23,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
+from served import mounted
 
 from pyfusekit.core import fusermount, mountpoints
 from pyfusekit.core import mount as m
@@ -36,17 +37,6 @@ from pyfusekit.core.mountinfo import MountInfo, read_mountinfo, topmost
 REPOSITORY = Path(m.__file__).resolve().parents[2]
 NOBODY = 65534
 LIMIT_S = 20
-
-_no_mounts = os.environ.get("PYFUSEKIT_NO_MOUNT") == "1" or os.geteuid() != 0
-_Test = TypeVar("_Test", bound=Callable[..., None])
-
-
-def mounted(test: _Test) -> _Test:
-    """Mark a test that mounts for real, and needs root to."""
-    skip = pytest.mark.skipif(_no_mounts, reason="mounts for real: needs root, and no PYFUSEKIT_NO_MOUNT=1")
-    marked: _Test = skip(pytest.mark.mounted(test))
-    return marked
-
 
 SOURCES = [
     "plain",
@@ -792,7 +782,7 @@ def not_mine(path: str, device: str, check: str) -> dict[str, Any]:
     bind(device, "/dev/fuse")
     become(NOBODY)
     if not check:
-        mountpoints._may_mount = lambda: True
+        mountpoints.is_admin = lambda: True
     return {
         "refused": told(lambda: m.mount(path, MountOptions())),
         "reach": told(lambda: mountpoints.check_mountpoint(f"{path}/x")),

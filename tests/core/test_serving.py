@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from served import needs_root
 
 from pyfusekit.core import abi, codec, serving
 from pyfusekit.core import mount as mounting
@@ -41,10 +42,7 @@ NOBODY = 65534
 
 pytestmark = [
     pytest.mark.mounted,
-    pytest.mark.skipif(
-        os.environ.get("PYFUSEKIT_NO_MOUNT") == "1" or os.geteuid() != 0,
-        reason="mounts for real: needs root, and no PYFUSEKIT_NO_MOUNT=1",
-    ),
+    needs_root,
 ]
 
 
