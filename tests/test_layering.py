@@ -20,7 +20,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pyfusekit.testing": {"pyfusekit", "pyfusekit.testing", "pyfusekit.core"},
     "pyfusekit.fs": set(),
     "pyfusekit.fs.memfs": {"pyfusekit.fs.memfs", "pyfusekit.core:face"},
-    "pyfusekit.fs.s3fs": {"pyfusekit.fs.s3fs", "pyfusekit.core:face"},
+    "pyfusekit.fs.s3fs": {"pyfusekit.fs.s3fs", "pyfusekit.core:face", "pyfusekit.cache"},
+    "pyfusekit.cache": {"pyfusekit.cache"},
     "pyfusekit.core": {"pyfusekit.core"},
 }
 
@@ -33,7 +34,8 @@ CORE: dict[str, set[str]] = {
     "codec": {"abi", "errors", "types"},
     "calls": {"abi", "codec", "errors", "types"},
     "encoders": {"abi", "codec", "types"},
-    "filesystem": {"types", "notify"},
+    "filesystem": {"types", "notify", "backing", "problems"},
+    "problems": {"errors"},
     "inodes": {"abi"},
     "locks": {"filesystem", "types", "abi"},
     "pathops": {"types"},
@@ -66,7 +68,7 @@ CORE: dict[str, set[str]] = {
     "mountpoints": {"errors", "mounterrors", "mountinfo"},
     "fusermount": {"errors", "mounterrors", "mountinfo"},
     "mount": {"errors", "fusermount", "mounterrors", "mountinfo", "mountpoints"},
-    "serving": {"asyncfd", "capabilities", "errors", "filesystem", "mount", "mountpoints", "notify", "session"},
+    "serving": {"abi", "asyncfd", "capabilities", "errors", "filesystem", "mount", "mountpoints", "notify", "session"},
 }
 WITHOUT_IO = {
     "abi",
@@ -80,6 +82,7 @@ WITHOUT_IO = {
     "filesystem",
     "inodes",
     "options",
+    "problems",
 }
 NEVER_AT_IMPORT = {"aiobotocore", "botocore", "aiohttp", "aiosqlite", "sqlite3"}
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .options import Duration, Mode, Secret, Size, Url, option
     from .pathops import PathOperations
     from .paths import PathFilesystem
+    from .problems import CONFLICT, Problem, ProblemLog
     from .serving import Served, run, serve
     from .session import Session
     from .types import (
@@ -99,6 +100,9 @@ _HOME = {
     "option": "options",
     "PathOperations": "pathops",
     "PathFilesystem": "paths",
+    "CONFLICT": "problems",
+    "Problem": "problems",
+    "ProblemLog": "problems",
     "Served": "serving",
     "run": "serving",
     "serve": "serving",
@@ -134,6 +138,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "CONFLICT",
     "FOPEN_CACHE_DIR",
     "FOPEN_DIRECT_IO",
     "FOPEN_KEEP_CACHE",
@@ -176,6 +181,8 @@ __all__ = [
     "Opened",
     "PathFilesystem",
     "PathOperations",
+    "Problem",
+    "ProblemLog",
     "ProtocolError",
     "PyfusekitError",
     "ReadResult",

@@ -24,6 +24,7 @@ Names are bytes without NUL and "/", not necessarily UTF-8. Times are integer na
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .types import (
@@ -40,7 +41,11 @@ from .types import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .backing import Backing
     from .notify import Notifier
+    from .problems import ProblemLog
 
 
 class NoOptions:
@@ -132,10 +137,32 @@ class Filesystem:
 
     notifier: Notifier
     """Tells the kernel what changed behind its back; set before init."""
+    device: Callable[[], int] | None = None
+    """Returns the connection's descriptor, once the kernel has agreed to take backing files; see :meth:`backing`."""
+    problems: ProblemLog | None = None
+    """What went wrong, for ``pyfusekit errors``; None is a filesystem that keeps no such list. Made in __init__."""
+    notes: Sequence[str] = ()
+    """What the person who mounts should know although the mount works, a sentence each: a promise that this backend weakens.
+    Read after init."""
 
     def implements(self, method: str) -> bool:
         """Say whether *method* is supported: by default, whether the class overrides it. Read once, when the session begins."""
         return getattr(type(self), method) is not getattr(Filesystem, method)
+
+    def backing(self, fd: int) -> Backing | None:
+        """Register the open file *fd* for the kernel to read and write by itself: for ``Opened(handle, backing=...)``.
+
+        None where the kernel or the user lacks passthrough, or the file does not do: then serve the file as usual. While a node
+        is open with it, every other open of the node needs the same Backing (the kernel answers EIO otherwise).
+        """
+        from .backing import Backing
+
+        if self.device is None:
+            return None
+        try:
+            return Backing(self.device, fd)
+        except OSError:
+            return None
 
     # The filesystem's own life.
 
@@ -394,6 +421,38 @@ class Filesystem:
     def syncfs(self, request: Request, ino: int) -> Result[None]:
         """Make everything survive a crash; the kernel only asks fuseblk and virtiofs mounts. Not overridden: 0."""
         raise _absent("syncfs")
+
+    # What the operator asks. These are no requests of the kernel: they come over the control socket, from the one who runs the
+    # mount, and from the server when it ends. They run on the loop like everything else.
+
+    def waiting(self) -> tuple[int, int]:
+        """Return how many files, and how many bytes of them, were acknowledged and are not in the backend yet.
+
+        Asked often, and never waits. What waits must survive the server: the next mount of the same source goes on with it.
+        Not overridden: nothing ever waits.
+        """
+        return 0, 0
+
+    async def drain(self, deadline: float) -> None:
+        """Write back what waits, now, without any delay there may be; return when nothing waits any more.
+
+        *deadline* is a time of time.monotonic(), inf for none: return then at the latest, what is left kept for the next mount.
+        Errors are no exceptions but problems. Called while the mount is in use (more may come to wait meanwhile), again and
+        again, and a last time when it is gone, before destroy. May be cancelled.
+        """
+
+    async def refresh(self, path: bytes) -> int:
+        """Believe nothing any more of what was learnt of *path* and all below it, and have the kernel drop it too.
+
+        *path* is below the root, without a slash at its front, b"" for everything. Local changes stay. Return how many names
+        were believed; a path that is not known is 0 and no error. Not overridden: there is nothing that could be out of date.
+        """
+        return 0
+
+    def details(self) -> dict[str, Any]:
+        """Return what else is worth knowing about the mount, by name, for ``status``: strings, numbers, and lists and dicts of
+        them. Never waits."""
+        return {}
 
 
 __all__ = ["Filesystem", "NoOptions"]

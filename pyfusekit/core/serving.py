@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from . import mount as mounting
+from .abi import PASSTHROUGH
 from .asyncfd import SPIN, AsyncFd
 from .capabilities import PAGE_BYTES, Agreed, Limits
 from .errors import MountError, ProtocolError
@@ -104,6 +105,8 @@ class Served:
         said = self.session.receive(buffer, n)
         if self.session.agreed is not None and self.device.receive != self.session.receive:
             self.device.receive = self.session.receive
+            if self.session.agreed.has(PASSTHROUGH):
+                self.fs.device = lambda: self.device.fd
             self.notifier.attach(asyncio.get_running_loop())
         return said
 
