@@ -263,7 +263,7 @@ class FilesystemCommand(click.Command):
         from pyfusekit import __version__
 
         from .service import launch, options
-        from .service.job import Job
+        from .service.job import Job, note_words
 
         began = time.monotonic()
         values = options.resolve(self.declared, self.entry.name, flags, words, os.environ)
@@ -285,11 +285,13 @@ class FilesystemCommand(click.Command):
 
             return daemon.foreground(job, timeout)
         try:
-            read_only = launch.background(job, timeout, click.get_current_context().obj)
+            ready = launch.background(job, timeout, click.get_current_context().obj)
         except launch.Signalled as exc:
             _print_error(f"stopped by {exc.name}; nothing is mounted", "")
             return exc.exit_code
-        click.echo(job.mounted_words(read_only, time.monotonic() - began))
+        click.echo(job.mounted_words(ready.read_only, time.monotonic() - began))
+        for note in ready.notes:
+            click.echo(note_words(note), err=True)
         return 0
 
 
@@ -355,7 +357,7 @@ def _write_options(
 )
 @click.pass_context
 def mount(ctx: click.Context, /, **_given: Any) -> None:
-    """Mount a filesystem, in the background, and return when it can be used."""
+    """Mount a filesystem, and return when it can be used."""
     if ctx.invoked_subcommand is None:
         ctx.fail("The filesystem is missing.")
 
@@ -363,16 +365,26 @@ def mount(ctx: click.Context, /, **_given: Any) -> None:
 @root.command("umount", context_settings=_CONTEXT)
 @click.argument("targets", nargs=-1, required=True, metavar="MOUNTPOINT...")
 @click.option("-l", "--lazy", is_flag=True, help="Detach now; the server ends when the last user is gone.")
-@click.option("--timeout", callback=_seconds, default="30s", metavar="TIME", help="How long to wait.  [default: 30s]")
-def umount(targets: tuple[str, ...], lazy: bool, timeout: float) -> int:
-    """Unmount, and return when the server has ended. A dead mount is cleaned up."""
-    from .service import mounts
+@click.option("--no-wait", is_flag=True, help="Leave what is not written back yet to the next mount.")
+@click.option(
+    "--timeout",
+    callback=_seconds,
+    metavar="TIME",
+    help="How long to wait in all.  [default: 30s, and for data as long as it is being written]",
+)
+def umount(targets: tuple[str, ...], lazy: bool, no_wait: bool, timeout: float | None) -> int:
+    """Unmount once all data is written back; clean up dead mounts.
+
+    Returns when the server has ended.
+    """
+    from .service import unmounting
     from .service.exits import Failure
 
     code = 0
     for target in targets:
         try:
-            click.echo(mounts.unmount(target, lazy=lazy, seconds=timeout))
+            meter = unmounting.Meter(sys.stderr)
+            click.echo(unmounting.unmount(target, lazy=lazy, seconds=timeout, wait=not no_wait, meter=meter))
         except Failure as failure:
             _print_failure(failure)
             code = code or failure.code
@@ -394,3 +406,42 @@ def list_(as_json: bool) -> None:
         click.echo(mounts.as_table(found))
     else:
         click.echo("Nothing is mounted.")
+
+
+@root.command("errors", context_settings=_CONTEXT)
+@click.argument("mountpoint", required=False, metavar="[MOUNTPOINT]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def errors(mountpoint: str | None, as_json: bool) -> int:
+    """Show what went wrong in mounts, and why, the newest last."""
+    from .service import errors as service
+
+    rows, failures = service.collect(mountpoint)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        click.echo(service.as_text(rows) if rows else "No errors.")
+    for failure in failures:
+        _print_failure(failure)
+    return failures[0].code if failures else 0
+
+
+@root.command("refresh", context_settings=_CONTEXT)
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+def refresh(paths: tuple[str, ...]) -> int:
+    """Have a mount look again at what is behind it.
+
+    Nothing that its server knows of a PATH and of what is below it is believed any more.
+    """
+    from .service import refresh as service
+    from .service.exits import Failure
+
+    code = 0
+    for path in paths:
+        try:
+            click.echo(service.refresh(path))
+        except Failure as failure:
+            _print_failure(failure)
+            code = code or failure.code
+    return code

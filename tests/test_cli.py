@@ -11,6 +11,7 @@ import pytest
 from commandline import REPOSITORY, Commandline, commandline
 
 from pyfusekit import __version__, cli
+from pyfusekit.fs.memfs import MemFS
 from pyfusekit.service import registry
 
 
@@ -43,7 +44,10 @@ HEAVY = (
 )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["umount", "--help"], ["list", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["umount", "--help"], ["list", "--help"], ["errors", "--help"], ["refresh", "--help"]],
+)
 def test_help_imports_nothing_heavy_and_no_filesystem(arguments: list[str]) -> None:
     script = (
         "import sys\nfrom pyfusekit.cli import main\nassert main(sys.argv[1:]) == 0\n"
@@ -75,7 +79,7 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--help"], ["-h"]):
         code, out, err = said(capsys, *arguments)
         assert (code, err) == (0, "")
-        for name in ("mount", "umount", "list"):
+        for name in ("mount", "umount", "list", "errors", "refresh"):
             assert f"\n  {name} " in out
 
 
@@ -99,11 +103,11 @@ def test_the_help_of_a_filesystem_shows_its_options_and_the_common_ones(capsys: 
     code, out, _ = said(capsys, "mount", "s3", "--help")
     assert code == 0
     for word in (
-        "SOURCE MOUNTPOINT",
+        "[SOURCE] MOUNTPOINT",
         "--endpoint-url URL",
         "$AWS_ENDPOINT_URL_S3",
         "--ro / --rw",
-        "[default: 8M]",
+        "[default: 0644]",
         "--foreground",
     ):
         assert word in out
@@ -132,15 +136,17 @@ def test_the_package_can_be_run() -> None:
 @pytest.mark.parametrize(
     ("line", "cause", "remedy"),
     [
-        ("lst", "lst: no such command; did you mean list?", "there are: mount, umount, list (pyfusekit --help)"),
+        (
+            "lst",
+            "lst: no such command; did you mean list?",
+            "there are: mount, umount, list, errors, refresh (pyfusekit --help)",
+        ),
         ("", "missing command", "pyfusekit --help"),
         ("mount", "the filesystem is missing", "pyfusekit mount --help"),
         ("mount men /x", "men: no such filesystem; did you mean mem?", "there are: mem, s3 (pyfusekit mount --help)"),
         ("mount s3://b /x", "s3://b: the filesystem is missing", "pyfusekit mount s3 s3://b MOUNTPOINT"),
         ("mount mem", "the mountpoint is missing", "pyfusekit mount mem [OPTIONS] [SOURCE] MOUNTPOINT"),
         ("mount mem a b c", "c: one word too many", "pyfusekit mount mem [OPTIONS] [SOURCE] MOUNTPOINT"),
-        ("mount s3 /x", "s3 needs a source", "pyfusekit mount s3 [OPTIONS] SOURCE MOUNTPOINT"),
-        ("mount s3 - /x", "s3 needs a source", "pyfusekit mount s3 [OPTIONS] SOURCE MOUNTPOINT"),
         (
             "mount --regon=1 s3 b /x",
             "--regon: no such option; did you mean --foreground?",
@@ -166,6 +172,8 @@ def test_the_package_can_be_run() -> None:
             "invalid value for '--timeout': 'soon' is not a duration; write 30s, 1.5s, 5m, 2h or off",
             "pyfusekit umount --help",
         ),
+        ("refresh", "missing argument 'PATH...'", "pyfusekit refresh --help"),
+        ("errors a b", "got unexpected extra argument (b)", "pyfusekit errors --help"),
         ("list extra", "got unexpected extra argument (extra)", "pyfusekit list --help"),
     ],
 )
@@ -173,6 +181,22 @@ def test_a_mistake_is_a_cause_and_a_remedy(capsys: pytest.CaptureFixture[str], l
     code, out, err = said(capsys, *line.split())
     assert (code, out) == (2, "")
     assert err == f"pyfusekit: {cause}\n  {remedy}\n"
+
+
+@pytest.mark.parametrize("line", ["mount mem /x", "mount mem - /x"])
+def test_a_source_that_is_needed_is_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.setattr(MemFS, "source_use", "required")
+    code, _, err = said(capsys, *line.split())
+    assert (code, err) == (2, "pyfusekit: mem needs a source\n  pyfusekit mount mem [OPTIONS] SOURCE MOUNTPOINT\n")
+
+
+def test_a_source_that_means_nothing_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemFS, "source_use", "none")
+    code, _, err = said(capsys, "mount", "mem", "a", "/x")
+    assert code == 2
+    assert err == "pyfusekit: mem takes no source, so a means nothing\n  pyfusekit mount mem [OPTIONS] MOUNTPOINT\n"
 
 
 def test_what_a_name_holds_does_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import logging
 import os
 import pickle
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import daemon, logs
@@ -60,9 +60,10 @@ class Child:
             def step(self, words: str) -> None:
                 child.send({"step": words})
 
-            async def ready(self, minor: int, read_only: bool) -> None:
+            async def ready(self, minor: int, read_only: bool, notes: Sequence[str]) -> None:
                 child.is_ready = True
-                child.send({"ok": True, "pid": os.getpid(), "minor": minor, "read_only": read_only})
+                said = {"pid": os.getpid(), "minor": minor, "read_only": read_only, "notes": list(notes)}
+                child.send({"ok": True, **said})
                 if await go != GO:
                     raise asyncio.CancelledError
                 child.detach()

@@ -14,7 +14,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .exits import ACCESS, Failure
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     import asyncio
 
 Answer = Mapping[str, Any]
-Command = Callable[[Mapping[str, Any]], Answer]
+Command = Callable[[Mapping[str, Any]], Answer | Awaitable[Answer]]
 
 MAX_LINE = 1 << 20
 """Most bytes of a line in either direction."""
+FAREWELL_S = 1.0
+"""How long the server that ends lets commands finish that it is still busy with."""
 
 _PEERCRED = struct.Struct("=iII")
 
@@ -121,22 +123,42 @@ def ask(directory: str, minor: int, message: Mapping[str, Any], seconds: float) 
     owner of the directory.
     """
     deadline = time.monotonic() + seconds
-    with _connected(directory, minor, seconds) as connection:
+    with begin(directory, minor, message, seconds) as connection:
+        return finish(connection, deadline - time.monotonic())
+
+
+def begin(directory: str, minor: int, message: Mapping[str, Any], seconds: float) -> socket.socket:
+    """Send *message* as ask does, and return the connection on which finish will find the answer."""
+    connection = _connected(directory, minor, seconds)
+    try:
         pid, uid = _peer(connection)
         if uid not in (0, os.stat(directory).st_uid):
             raise NoAnswer(f"the socket is held by user {uid}")
-        answer = b""
         try:
             connection.sendall(json.dumps(message).encode() + b"\n")
-            while not answer.endswith(b"\n"):
-                connection.settimeout(max(0.001, deadline - time.monotonic()))
-                piece = connection.recv(1 << 16)
-                if not piece or len(answer) > MAX_LINE:
-                    raise NoAnswer("the answer was cut off", pid)
-                answer += piece
-            parsed = json.loads(answer)
-        except (OSError, ValueError) as exc:
-            raise NoAnswer(str(exc) or "no answer in time", pid) from exc
+        except OSError as exc:
+            raise NoAnswer(str(exc), pid) from exc
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def finish(connection: socket.socket, seconds: float) -> dict[str, Any]:
+    """Return the answer to what begin sent, or NoAnswer."""
+    deadline = time.monotonic() + seconds
+    pid, _uid = _peer(connection)
+    answer = b""
+    try:
+        while not answer.endswith(b"\n"):
+            connection.settimeout(max(0.001, deadline - time.monotonic()))
+            piece = connection.recv(1 << 16)
+            if not piece or len(answer) > MAX_LINE:
+                raise NoAnswer("the answer was cut off", pid)
+            answer += piece
+        parsed = json.loads(answer)
+    except (OSError, ValueError) as exc:
+        raise NoAnswer(str(exc) or "no answer in time", pid) from exc
     if not isinstance(parsed, dict):
         raise NoAnswer("the answer is not an object", pid)
     return {**parsed, "peer": pid}
@@ -186,8 +208,9 @@ def sweep(directory: str) -> None:
 class ControlServer:
     """Answers one mount's control socket on the running loop: ``async with ControlServer(minor, state, commands)``.
 
-    *state* is written beside the socket; *commands* maps the name in a request's "cmd" to a function of the request. The
-    answer gets "ok": true; an unknown command or one that raises gets "ok": false and "error".
+    *state* is written beside the socket; *commands* maps the name in a request's "cmd" to a function of the request, which may
+    be a coroutine function: other connections are answered meanwhile. The answer gets "ok": true; an unknown command or one
+    that raises gets "ok": false and "error".
     """
 
     def __init__(self, minor: int, state: Mapping[str, Any], commands: Mapping[str, Command]) -> None:
@@ -197,6 +220,8 @@ class ControlServer:
         self.directory = own_directory()
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._busy: set[asyncio.Task[Any]] = set()
+        """Tasks with a request that is not answered yet."""
 
     async def __aenter__(self) -> ControlServer:
         import asyncio
@@ -211,9 +236,22 @@ class ControlServer:
     async def __aexit__(self, *exc: object) -> None:
         assert self._server is not None
         self._server.close()
+        await self._say_farewell()
         for writer in list(self._writers):
             writer.close()
-        forget(self.directory, self.minor)
+        # The kernel may have given the number to another mount already, when this server went on after its own was gone.
+        if read_state(self.directory, self.minor) in (None, json.loads(json.dumps(self.state))):
+            forget(self.directory, self.minor)
+
+    async def _say_farewell(self) -> None:
+        """Give the requests that are being answered a moment, and end those that need longer."""
+        import asyncio
+
+        busy = set(self._busy)
+        if busy:
+            _done, late = await asyncio.wait(busy, timeout=FAREWELL_S)
+            for task in late:
+                task.cancel()
 
     def _listen(self) -> socket.socket:
         place = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -242,8 +280,7 @@ class ControlServer:
             if uid not in (0, os.geteuid()):
                 return
             while line := await reader.readline():
-                writer.write(json.dumps(self._answer(line)).encode() + b"\n")
-                await writer.drain()
+                await self._reply(line, writer)
         except (ConnectionError, ValueError):
             # The client went away, or its line is longer than MAX_LINE: nobody is left to be told.
             return
@@ -251,19 +288,41 @@ class ControlServer:
             self._writers.discard(writer)
             writer.close()
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _reply(self, line: bytes, writer: asyncio.StreamWriter) -> None:
+        """Answer one request, in a task of its own: the server's end waits for the answer, and not for the client's next."""
+        import asyncio
+
+        task = asyncio.ensure_future(self._answer(line, writer))
+        self._busy.add(task)
+        try:
+            await task
+        finally:
+            self._busy.discard(task)
+
+    async def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(await self._said(line))
+        await writer.drain()
+
+    async def _said(self, line: bytes) -> bytes:
         try:
             message = json.loads(line)
         except ValueError:
-            return {"ok": False, "error": "not JSON"}
+            return _line({"ok": False, "error": "not JSON"})
         name = message.get("cmd") if isinstance(message, dict) else None
         command = self.commands.get(name) if isinstance(name, str) else None
         if command is None:
-            return {"ok": False, "error": f"no such command: {name!r}"}
+            return _line({"ok": False, "error": f"no such command: {name!r}"})
         try:
-            return {"ok": True, **command(message)}
+            answer = command(message)
+            if isinstance(answer, Awaitable):
+                answer = await answer
+            return _line({"ok": True, **answer})
         except Exception as exc:
             import logging
 
             logging.getLogger(__name__).exception("control command %s", name)
-            return {"ok": False, "error": f"{type(exc).__name__}: {exc}"}
+            return _line({"ok": False, "error": f"{type(exc).__name__}: {exc}"})
+
+
+def _line(answer: Mapping[str, Any]) -> bytes:
+    return json.dumps(answer).encode() + b"\n"

@@ -1,14 +1,13 @@
 """The process that serves a mount: from the filesystem's class to the last request, with its signals and its log.
 
 It is the same in the background and in the foreground; a Reporter tells whoever started it how far it is. Signals: SIGTERM and
-SIGINT unmount, or detach when the mount is in use and serve until its last user is gone; a second one ends at once. SIGHUP is
-noted and changes nothing.
+SIGINT unmount, or detach when the mount is in use and serve until its last user is gone, and then what waits is written back
+for a while; a second one ends at once. SIGHUP is noted and changes nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import os
@@ -16,25 +15,22 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 from pyfusekit.core.abi import KERNEL_VERSION
-from pyfusekit.core.errors import MountError
 from pyfusekit.core.filesystem import Filesystem
-from pyfusekit.core.mount import BUSY as MOUNT_BUSY
 from pyfusekit.core.mount import MountOptions
 from pyfusekit.core.serving import Served, serve
 
 from . import control, logs, places, procs
+from .commands import Commands
+from .ending import Ending, waiting_in
 from .exits import ACCESS, MOUNTPOINT, SIGNALLED, SOURCE, USAGE, Failure, failure_of
-from .job import Job, bug, timed_out
+from .job import Job, bug, note_words, timed_out
+from .words import amount_text, files_text
 
 log = logging.getLogger(__name__)
-
-UNMOUNT_LIMIT_S = 10.0
-"""How long the last detaching may take before the connection is closed under it."""
 
 
 class Reporter:
@@ -43,54 +39,8 @@ class Reporter:
     def step(self, words: str) -> None:
         """Hear what is being done now: "connecting to s3://photos"."""
 
-    async def ready(self, minor: int, read_only: bool) -> None:
-        """Hear that INIT was answered and the control socket listens; an exception ends the mount."""
-
-
-@dataclass
-class Ending:
-    """What signals ask for, and how it is done."""
-
-    mountpoint: str
-    served: Served | None = None
-    """None until the mount stands: until then a signal cancels the start."""
-    starting: asyncio.Task[Any] | None = None
-    asked: int = 0
-    first: int = 0
-    """The signal that began it."""
-    now: asyncio.Event = field(default_factory=asyncio.Event)
-    detaching: asyncio.Task[None] | None = None
-
-    def on_signal(self, number: int) -> None:
-        """End the start, or begin to unmount, or, the second time, end at once."""
-        self.asked += 1
-        self.first = self.first or number
-        if self.served is None:
-            if self.starting is not None:
-                self.starting.cancel()
-        elif self.asked == 1:
-            log.info("%s: unmounting", signal.Signals(number).name)
-            self.detaching = asyncio.get_running_loop().create_task(self._detach(self.served))
-        else:
-            log.warning("%s again: ending at once", signal.Signals(number).name)
-            self.now.set()
-
-    async def _detach(self, served: Served) -> None:
-        """Unmount; in use, detach and leave serving to go on until the kernel ends the connection.
-
-        In a thread: the kernel may need this loop's answers to finish.
-        """
-        try:
-            try:
-                await asyncio.to_thread(served.mount.unmount)
-            except MountError as exc:
-                if exc.kind != MOUNT_BUSY:
-                    raise
-                log.warning("in use: detached, serving until the last user is gone")
-                await asyncio.to_thread(served.mount.unmount, lazy=True)
-        except MountError as exc:
-            log.warning("not unmounted: %s", exc)
-            self.now.set()
+    async def ready(self, minor: int, read_only: bool, notes: Sequence[str]) -> None:
+        """Hear that INIT was answered and the control socket listens, and what is to be known; an exception ends the mount."""
 
 
 def mount_options(job: Job, fs: Filesystem) -> MountOptions:
@@ -134,7 +84,7 @@ def build(job: Job) -> Filesystem:
 
 async def run(job: Job, reporter: Reporter, log_place: str) -> None:
     """Serve *job* until it is unmounted, aborted or told to end by a signal."""
-    ending = Ending(job.mountpoint, starting=asyncio.current_task())
+    ending = Ending(starting=asyncio.current_task())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.on_signal, number)
@@ -159,29 +109,21 @@ async def _serve(job: Job, reporter: Reporter, log_place: str, ending: Ending) -
         if minor is None:
             raise RuntimeError("the kernel did not say which connection this is")
         state = _state(job, minor, log_place)
-        async with control.ControlServer(minor, state, {"status": lambda _request: _status(job, state)}):
+        commands = Commands(fs, state, job.described, ending)
+        async with control.ControlServer(minor, state, commands.table()):
             ending.served = served
             _log_beginning(job, served)
-            await reporter.ready(minor, served.options.read_only)
-            await _until_over(served, ending)
+            await reporter.ready(minor, served.options.read_only, notes_of(fs))
+            await ending.until_over(served)
+            await commands.close()
+            await ending.write_back(fs)
 
 
-async def _until_over(served: Served, ending: Ending) -> None:
-    """Wait until the mount has ended by itself or a second signal wants it now; then nothing is left in the tree."""
-    waits = {asyncio.ensure_future(served.wait()), asyncio.ensure_future(ending.now.wait())}
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for future in waits:
-            future.cancel()
-    if ending.detaching is not None and not ending.now.is_set():
-        await ending.detaching
-    # An aborted connection leaves a dead mount behind; one that was unmounted is gone, and says so.
-    with contextlib.suppress(MountError, TimeoutError):
-        await asyncio.wait_for(asyncio.to_thread(served.mount.unmount, lazy=True), UNMOUNT_LIMIT_S)
-    if ending.now.is_set():
-        # Closing the descriptor ends every request that waits, and so everybody who holds the mount.
-        served.device.close()
+def notes_of(fs: Filesystem) -> list[str]:
+    """Return what the person who mounts should know."""
+    files, size = waiting_in(fs)
+    resumed = f"an earlier mount left {files_text(files)} ({amount_text(size)}) to be written back"
+    return [*map(str, fs.notes), *([resumed] if files else [])]
 
 
 def _state(job: Job, minor: int, log_place: str) -> dict[str, Any]:
@@ -199,11 +141,6 @@ def _state(job: Job, minor: int, log_place: str) -> dict[str, Any]:
         "log": log_place,
         "ready_at": time.time(),
     }
-
-
-def _status(job: Job, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the answer to "status": the state, the options with their origins, and what waits to be written back."""
-    return {**state, "options": job.described, "waiting": {"files": 0, "bytes": 0}}
 
 
 def _log_beginning(job: Job, served: Served) -> None:
@@ -241,11 +178,13 @@ class ForegroundReporter(Reporter):
     def step(self, words: str) -> None:
         self.last_step = words
 
-    async def ready(self, minor: int, read_only: bool) -> None:
+    async def ready(self, minor: int, read_only: bool, notes: Sequence[str]) -> None:
         await self._verify(minor)
         if self.limit is not None:
             self.limit.reschedule(None)
         print(self.job.mounted_words(read_only, time.monotonic() - self.began), flush=True)
+        for note in notes:
+            print(note_words(note), file=sys.stderr, flush=True)
 
     async def _verify(self, minor: int) -> None:
         """Let another process look at the mountpoint: this one would wait for itself."""

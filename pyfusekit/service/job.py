@@ -46,6 +46,11 @@ class Job:
         )
 
 
+def note_words(note: str) -> str:
+    """Return a line that says what is to be known of a mount that works."""
+    return f"pyfusekit: note: {printable(note)}"
+
+
 def timed_out(seconds: float, step: str, log_place: str) -> Failure:
     """Return the failure of a start that took too long, at *step*."""
     cause = f"not ready after {seconds:g} s (step: {step})"

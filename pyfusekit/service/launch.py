@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from pyfusekit.core.mountinfo import read_mountinfo
 from pyfusekit.core.mountpoints import check_mountpoint
@@ -59,8 +59,16 @@ def checked_mountpoint(given: str, *, nonempty: bool) -> str:
     return str(path)
 
 
-def background(job: Job, timeout: float, ahead: Ahead | None = None) -> bool:
-    """Start *job*'s server and return when the mount can be used, saying whether it is read-only.
+class Ready(NamedTuple):
+    """What a server that can be used says of its mount."""
+
+    read_only: bool
+    notes: list[str]
+    """What is to be known of it, a sentence each."""
+
+
+def background(job: Job, timeout: float, ahead: Ahead | None = None) -> Ready:
+    """Start *job*'s server and return when the mount can be used.
 
     *ahead* is the child, when it was forked already. Failure otherwise, with no process and no mount left; Signalled likewise.
     """
@@ -75,7 +83,7 @@ def background(job: Job, timeout: float, ahead: Ahead | None = None) -> bool:
         launch.verify(ready)
         launch.let_go()
         done = True
-        return bool(ready["read_only"])
+        return Ready(bool(ready["read_only"]), ready["notes"])
     finally:
         if not done:
             for number in old:

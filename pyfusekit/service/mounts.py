@@ -1,4 +1,4 @@
-"""What is mounted and how it is, and the end of a mount; none of it looks into a mount.
+"""What is mounted and how it is; none of it looks into a mount.
 
 The kernel's mount table is the truth; a mount's control socket, the state file beside it and /proc decorate it. So a dead
 mount, a hung server and a lost socket are all shown for what they are.
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from pyfusekit.core.mountinfo import MountInfo, read_mountinfo
 
 from . import control, procs
-from .exits import ACCESS, BUSY, MOUNTPOINT, NOT_MOUNTED, TIMED_OUT, Failure
-from .words import age_text, printable, quoted, table
+from .exits import ACCESS, BUG, NOT_MOUNTED, TIMED_OUT, Failure
+from .words import age_text, amount_text, files_text, printable, quoted, table
 
 STATUS_LIMIT_S = 0.2
 """How long a server may take to answer a status before it counts as not answering."""
@@ -43,9 +43,21 @@ class Mounted(NamedTuple):
     """Where its control socket lies, or lay; empty when unknown."""
 
     @property
+    def waiting(self) -> tuple[int, int]:
+        """How many files and bytes its server said were not written back yet."""
+        return waiting_in(self.details)
+
+    @property
     def up_seconds(self) -> float | None:
         ready_at = self.details.get("ready_at")
         return max(0.0, time.time() - ready_at) if isinstance(ready_at, int | float) and self.state != DEAD else None
+
+
+def waiting_in(answer: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the files and bytes an answer says are not written back yet; an older server may say nothing."""
+    said = answer.get("waiting")
+    files, size = (said.get("files"), said.get("bytes")) if isinstance(said, dict) else (0, 0)
+    return (files, size) if isinstance(files, int) and isinstance(size, int) else (0, 0)
 
 
 def owner_of(info: MountInfo) -> int:
@@ -106,6 +118,9 @@ def as_table(mounts: list[Mounted]) -> str:
         state = mount.state
         if state == DEAD:
             state = f"DEAD: pyfusekit umount {quoted(mount.info.mountpoint)}"
+        elif state == OK and mount.waiting[0]:
+            files, size = mount.waiting
+            state = f"ok, {files_text(files)} ({amount_text(size)}) to be written back"
         rows.append(
             (
                 printable(mount.info.mountpoint),
@@ -137,107 +152,55 @@ def as_json(mounts: list[Mounted]) -> list[dict[str, Any]]:
             "log": mount.details.get("log"),
             "options": mount.details.get("options"),
             "waiting": mount.details.get("waiting"),
+            "details": mount.details.get("details"),
         }
         for mount in mounts
     ]
 
 
-# Unmounting.
+# Finding one, and asking its server.
 
 
-def unmount(target: str, *, lazy: bool, seconds: float) -> str:
-    """Unmount the filesystem at *target*, wait for its server to end, and return the words that say what was done.
-
-    The unmounting is done in a process of its own: it may need the server's answers, and the server may hang. Failure codes:
-    NOT_MOUNTED, BUSY with who holds it, TIMED_OUT when the kernel or the server did not finish within *seconds*.
-    """
-    deadline = time.monotonic() + seconds
-    info = _target(target)
-    mounted = examine(info)
-    lazy = lazy or mounted.state == DEAD
-    try:
-        procs.in_child(lambda: _let_go(info.mountpoint, lazy), seconds)
-    except procs.TimeLimit:
-        cause = (
-            f"{printable(info.mountpoint)} is not unmounted after {seconds:g} s: its server{_pid_text(mounted)} does not answer"
-        )
-        raise Failure(cause, _kill_remedy(mounted, info), code=TIMED_OUT) from None
-    except Failure as failure:
-        if failure.code == BUSY:
-            raise _busy(info) from failure
-        if failure.code == MOUNTPOINT:  # nothing is wrong with it: it is another user's
-            raise Failure(failure.cause, failure.remedy, code=ACCESS) from failure
-        raise
-    if lazy and mounted.pid is not None and not procs.wait_gone(mounted.pid, mounted.started, min(1.0, seconds)):
-        return f"Detached {printable(info.mountpoint)}; its server (pid {mounted.pid}) ends when the last user is gone"
-    _await_server(mounted, info, deadline)
-    return f"Unmounted {printable(info.mountpoint)}"
-
-
-def _let_go(mountpoint: str, lazy: bool) -> None:
-    from pyfusekit.core.mount import unmount as core_unmount
-
-    core_unmount(mountpoint, lazy=lazy)
-
-
-def _target(target: str) -> MountInfo:
-    """Return the mount of ours that *target* names."""
+def target(mountpoint: str) -> MountInfo:
+    """Return the mount of ours that *mountpoint* names."""
     from pyfusekit.core.mountpoints import find_mount
 
-    if "\0" in target or not target:
+    if "\0" in mountpoint or not mountpoint:
         raise Failure("the mountpoint is no file name", "pyfusekit list shows what is mounted", code=NOT_MOUNTED)
-    info = find_mount(target)
+    info = find_mount(mountpoint)
     if info is None:
-        raise Failure(f"{printable(target)} is not mounted", "pyfusekit list shows what is mounted", code=NOT_MOUNTED)
+        raise Failure(f"{printable(mountpoint)} is not mounted", "pyfusekit list shows what is mounted", code=NOT_MOUNTED)
     if not info.is_ours:
         tool = "fusermount3 -u" if info.is_fuse else "umount"
         raise Failure(
-            f"{printable(target)} is a mount of type {info.fstype}, not one of pyfusekit's",
+            f"{printable(mountpoint)} is a mount of type {info.fstype}, not one of pyfusekit's",
             f"{tool} {quoted(info.mountpoint)}",
             code=NOT_MOUNTED,
         )
     return info
 
 
-def _busy(info: MountInfo) -> Failure:
-    """Return the failure that names who holds *info*: the causes' lines, then what to do."""
-    users = procs.holders(info.mount_id, (info.major, info.minor))
-    below = [
-        other.mountpoint for other in read_mountinfo() if other.parent_id == info.mount_id and other.mount_id != info.mount_id
-    ]
-    cause = f"{printable(info.mountpoint)} is in use"
-    if users:
-        rows = [("  PID", "USER", "COMMAND", "HOW")]
-        rows += [(f"  {user.pid}", user.user, printable(user.command), printable(user.how)) for user in users]
-        cause += "\n" + table(rows)
-    if below:
-        cause += f"; mounted below it: {', '.join(printable(path) for path in below)}"
-    command = f"pyfusekit umount --lazy {quoted(info.mountpoint)}"
-    remedy = f"close them and repeat, or {command} (detach now, end when the last user is gone)"
-    return Failure(cause, remedy, code=BUSY)
-
-
-def _await_server(mounted: Mounted, info: MountInfo, deadline: float) -> None:
-    """Wait until the server that served *info* has ended, then remove what it may have left behind."""
-    if mounted.pid is not None:
-        seconds = max(0.0, deadline - time.monotonic())
-        if mounted.state == SILENT:
-            seconds = min(seconds, 2.0)
-        if not procs.wait_gone(mounted.pid, mounted.started, seconds):
-            stopped = "is stopped" if procs.is_stopped(mounted.pid) else "has not ended"
-            raise Failure(
-                f"{printable(info.mountpoint)} is unmounted, but its server (pid {mounted.pid}) {stopped}",
-                f"kill -9 {mounted.pid}",
-                code=TIMED_OUT,
-            )
-    if mounted.directory and not any(other.minor == info.minor and other.is_fuse for other in read_mountinfo()):
-        control.forget(mounted.directory, info.minor)
-
-
-def _pid_text(mounted: Mounted) -> str:
-    return f" (pid {mounted.pid})" if mounted.pid else ""
-
-
-def _kill_remedy(mounted: Mounted, info: MountInfo) -> str:
-    kill = f"kill -9 {mounted.pid}; " if mounted.pid else ""
-    return f"{kill}pyfusekit umount --lazy {quoted(info.mountpoint)}"
+def ask(mounted: Mounted, message: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """Return what a mount's server answers to *message* within *seconds*; Failure says why it does not."""
+    where = printable(mounted.info.mountpoint)
+    if mounted.state == OK:
+        try:
+            answer = control.ask(mounted.directory, mounted.info.minor, message, seconds)
+        except control.NoAnswer:
+            remedy = f"its log: {mounted.details.get('log')}; pyfusekit list"
+            raise Failure(f"the server of {where} (pid {mounted.pid}) does not answer", remedy, code=TIMED_OUT) from None
+        if answer.get("ok"):
+            return answer
+        remedy = f"its log: {mounted.details.get('log')}"
+        code = answer.get("code")
+        raise Failure(f"{where}: {printable(str(answer.get('error')))}", remedy, code=code if isinstance(code, int) else BUG)
+    if mounted.state == DEAD:
+        raise Failure(f"{where} is dead: its server is gone", f"pyfusekit umount {quoted(where)}", code=NOT_MOUNTED)
+    if mounted.state == UNKNOWN:
+        owner = owner_of(mounted.info)
+        raise Failure(f"{where} is a mount of user {owner}, whom alone its server answers", "sudo pyfusekit ...", code=ACCESS)
+    if mounted.state == NO_SOCKET:
+        cause = f"the server of {where} (pid {mounted.pid}) has lost its control socket"
+        raise Failure(cause, f"unmount it, and mount it again: pyfusekit umount {quoted(where)}", code=TIMED_OUT)
+    cause = f"the server of {where} (pid {mounted.pid}) does not answer: it hangs or is stopped"
+    raise Failure(cause, f"kill -CONT {mounted.pid}, or pyfusekit umount --lazy {quoted(where)}", code=TIMED_OUT)

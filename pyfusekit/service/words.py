@@ -21,6 +21,22 @@ def size_text(count: int) -> str:
     return str(count)
 
 
+def amount_text(count: int) -> str:
+    """Return a number of bytes roughly, for reading: 300 bytes, 1.5 KiB, 12 MiB."""
+    if count < 1024:
+        return f"{count} byte" if count == 1 else f"{count} bytes"
+    amount, units = count / 1024, ["EiB", "PiB", "TiB", "GiB", "MiB", "KiB"]
+    while amount >= 1023.5 and len(units) > 1:
+        amount /= 1024
+        units.pop()
+    return f"{amount:.1f} {units[-1]}" if amount < 9.95 else f"{amount:.0f} {units[-1]}"
+
+
+def files_text(count: int) -> str:
+    """Return a number of files: 1 file, 3 files."""
+    return f"{count} file" if count == 1 else f"{count} files"
+
+
 def duration_text(seconds: float) -> str:
     """Return seconds as a person writes them: 1.5s, 5m, 2h; off is without end."""
     if seconds == float("inf"):

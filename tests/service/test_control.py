@@ -156,6 +156,67 @@ async def test_sweeping_removes_the_dead_and_spares_the_living(server: control.C
     assert sorted(os.listdir(place)) == ["4.json", f"{MINOR}.json", f"{MINOR}.sock", "notes.txt"]
 
 
+async def test_a_command_may_wait_and_others_are_answered_meanwhile(place: Path) -> None:
+    go = asyncio.Event()
+
+    async def slow(request: Mapping[str, Any]) -> dict[str, Any]:
+        await go.wait()
+        return {"slow": True}
+
+    async with control.ControlServer(MINOR, {}, {"slow": slow, "status": answers}):
+        waiting = asyncio.create_task(ask(place, {"cmd": "slow"}))
+        assert (await ask(place, {"cmd": "status"}))["ok"]
+        assert not waiting.done()
+        go.set()
+        assert (await waiting)["slow"] is True
+
+
+async def test_the_end_gives_a_command_its_answer(place: Path) -> None:
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def farewell(request: Mapping[str, Any]) -> dict[str, Any]:
+        begun.set()
+        await go.wait()
+        return {"over": True}
+
+    async with control.ControlServer(MINOR, {}, {"farewell": farewell}):
+        waiting = asyncio.create_task(ask(place, {"cmd": "farewell"}))
+        await begun.wait()
+        go.set()
+    assert (await waiting)["over"] is True
+
+
+async def test_the_end_does_not_wait_for_a_command_that_never_answers(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = asyncio.Event()
+
+    async def never(request: Mapping[str, Any]) -> dict[str, Any]:
+        begun.set()
+        await asyncio.Event().wait()
+        return {}
+
+    monkeypatch.setattr(control, "FAREWELL_S", 0.01)
+    async with control.ControlServer(MINOR, {}, {"never": never}):
+        waiting = asyncio.create_task(ask(place, {"cmd": "never"}))
+        await begun.wait()
+    with pytest.raises(control.NoAnswer):
+        await waiting
+
+
+async def test_a_server_that_goes_on_leaves_the_next_mount_of_its_number_alone(place: Path) -> None:
+    async with control.ControlServer(MINOR, {"pid": 1}, {}):
+        next_one = control.ControlServer(MINOR, {"pid": 2}, {"status": answers})
+        await next_one.__aenter__()
+    assert (await ask(place, {"cmd": "status"}))["ok"]
+    await next_one.__aexit__()
+    assert os.listdir(place) == []
+
+
+async def test_what_is_no_json_is_a_bug_of_the_command(place: Path) -> None:
+    async with control.ControlServer(MINOR, {}, {"odd": lambda request: {"x": b"bytes"}}):
+        answer = await ask(place, {"cmd": "odd"})
+    assert "TypeError" in answer["error"]
+
+
 def test_nobody_there_is_no_answer(place: Path) -> None:
     with pytest.raises(control.NoAnswer) as caught:
         control.ask(str(place), MINOR, {"cmd": "status"}, 1)
