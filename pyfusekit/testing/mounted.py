@@ -68,8 +68,9 @@ class MountedServer:
     def _wait_until_ready(self) -> None:
         stdout = self.process.stdout
         assert stdout is not None
-        readable, _, _ = select.select([stdout], [], [], READY_S)
-        line = stdout.readline() if readable else b""
+        poll = select.poll()
+        poll.register(stdout, select.POLLIN)
+        line = stdout.readline() if poll.poll(READY_S * 1000) else b""
         if line != b"ready\n":
             raise RuntimeError(f"the server did not mount {self.recipe.target}:\n{self.stderr()}")
         info = self._mount_info()

@@ -120,6 +120,11 @@ class ContractFixtures:
         return SUPPORTED
 
     @pytest.fixture
+    def supports_undecodable_names(self) -> Capability:
+        """Names that are not UTF-8."""
+        return SUPPORTED
+
+    @pytest.fixture
     def supports_xattr(self) -> Capability:
         """Extended attributes user.*."""
         return SUPPORTED
@@ -152,6 +157,11 @@ class ContractFixtures:
         return True
 
     @pytest.fixture
+    def counts_subdirectories(self) -> bool:
+        """st_nlink of a directory is 2 and one for each subdirectory; otherwise it is 1, which says that nobody counts them."""
+        return True
+
+    @pytest.fixture
     def name_max(self) -> int:
         """Bytes of the longest name."""
         return 255
@@ -160,6 +170,11 @@ class ContractFixtures:
     def max_size(self) -> int:
         """Bytes a sparse file may be long, at least."""
         return 8 << 40
+
+    @pytest.fixture
+    def xattr_max(self) -> int:
+        """Bytes an extended attribute may have, at least."""
+        return 3000
 
     @pytest.fixture
     def many_entries(self) -> int:
