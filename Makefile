@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 .PHONY: help demo test check lint oracle bench bench-memory clean system-packages
 
 help:
-	@echo "make demo     mount an S3 bucket and a memory filesystem, and use them"
+	@echo "make demo     mount an S3 bucket, and read, edit and rename what is in it"
 	@echo "make test     all tests, mounted ones included"
 	@echo "make check    ruff, mypy --strict and the tests"
 	@echo "make oracle   memfs against tmpfs, 100,000 steps"
@@ -27,11 +27,13 @@ $(VENV)/made-%: pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e . --group $*
 	@touch $@
 
-# What the tests use beside Python: the setuid helper of ordinary users, ACL and xattr tools, a man page checker.
+# What the tests use beside Python: the setuid helper of ordinary users, ACL and xattr tools, a man page checker, and the
+# programs that are run on mounts.
+PACKAGES := fuse3 acl attr mandoc git vim-tiny rsync sqlite3 tar
 system-packages:
-	@command -v fusermount3 >/dev/null && command -v setfacl >/dev/null && command -v getfattr >/dev/null && \
-	    command -v mandoc >/dev/null || \
-	    { echo "installing fuse3 acl attr mandoc ..."; $(APT) update -qq && $(APT) install -y -qq fuse3 acl attr mandoc >/dev/null; }
+	@{ command -v fusermount3 && command -v setfacl && command -v getfattr && command -v mandoc && command -v git && \
+	    { command -v vim || command -v vim.tiny; } && command -v rsync && command -v sqlite3 && command -v tar; } >/dev/null || \
+	    { echo "installing $(PACKAGES) ..."; $(APT) update -qq && $(APT) install -y -qq $(PACKAGES) >/dev/null; }
 
 demo: $(VENV)/made-demo
 	@$(BIN)/python examples/demo.py

@@ -1,11 +1,13 @@
-"""s3fs on the real kernel, mounted with the real command from moto."""
+"""s3fs on the real kernel, mounted with the real command: what people do with it, from moto and from SeaweedFS."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faultproxy import Fault, FaultProxy
+from s3mount import BucketMount, run
 from s3server import ACCESS, S3Server
+from seaweed import SeaweedServer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from commandline import Commandline, commandline, needs_mounts
+from commandline import Commandline, needs_mounts
 
 pytestmark = [needs_mounts, pytest.mark.mounted]
 
@@ -34,17 +39,23 @@ def server() -> Iterator[S3Server]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def credentials(command: Commandline) -> None:
+    command.environment.update(ACCESS)
+    command.environment["AWS_EC2_METADATA_DISABLED"] = "true"
+
+
 @pytest.fixture
-def command() -> Iterator[Commandline]:
-    with commandline() as made:
-        made.environment.update(ACCESS)
-        made.environment["AWS_EC2_METADATA_DISABLED"] = "true"
+def proxy(seaweed: SeaweedServer) -> Iterator[FaultProxy]:
+    """What stands before SeaweedFS, and counts."""
+    with FaultProxy(seaweed.url) as made:
         yield made
 
 
 def mount(command: Commandline, bucket: str, url: str, *more: str) -> Path:
-    mountpoint = command.folder()
-    result = command.run("mount", "s3", bucket, mountpoint, "--endpoint-url", url, "--log", str(command.top / "log"), *more)
+    mountpoint = command.folder(f"mnt{len(os.listdir(command.top))}")
+    source = (bucket,) if bucket else ()
+    result = command.run("mount", "s3", *source, mountpoint, "--endpoint-url", url, "--log", str(command.top / "log"), *more)
     assert result.returncode == 0, result.stderr
     return mountpoint
 
@@ -73,7 +84,7 @@ def eventually(check: Callable[[], Any], what: str) -> None:
 
 
 def test_bucket_is_listed_with_sizes_and_times_and_unmounted_clean(server: S3Server, command: Commandline) -> None:
-    mountpoint = mount(command, "many", server.url)
+    mountpoint = mount(command, "many", server.url, "--metadata", "none")
     before = server.requests("list-type=2")
     lines = shell("find", ".", "-type", "f", "-printf", r"%f %s %T@\n", cwd=mountpoint).splitlines()
     pages = server.requests("list-type=2") - before
@@ -144,20 +155,23 @@ def test_object_replaced_since_it_was_listed_opens_as_the_new_one(server: S3Serv
     unmount(command, mountpoint)
 
 
-def test_writing_is_refused_by_the_kernel(server: S3Server, command: Commandline) -> None:
+def test_writing_to_a_read_only_mount_is_refused_by_the_kernel(server: S3Server, command: Commandline) -> None:
     client = server.client()
     client.create_bucket(Bucket="fixed")
     client.put_object(Bucket="fixed", Key="f", Body=b"x")
-    mountpoint = mount(command, "fixed", server.url)
-    attempts: list[Callable[[], None]] = [
+    mountpoint = mount(command, "fixed", server.url, "--ro")
+    attempts: list[Callable[[], object]] = [
         lambda: os.unlink(mountpoint / "f"),
         lambda: os.mkdir(mountpoint / "d"),
         lambda: os.truncate(mountpoint / "f", 0),
+        lambda: os.chmod(mountpoint / "f", 0o600),
+        lambda: (mountpoint / "f").write_bytes(b"y"),
     ]
     for attempt in attempts:
         with pytest.raises(OSError, match="Read-only") as info:
             attempt()
         assert info.value.errno == errno.EROFS
+    assert (mountpoint / "f").read_bytes() == b"x"
     unmount(command, mountpoint)
 
 
@@ -239,30 +253,29 @@ def stalled() -> Iterator[tuple[str, type[StalledStore]]]:
         thread.join(5)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [["cat", "small"], ["stat", "absent"], ["cat", "large"]],
-    ids=["open", "lookup", "read"],
-)
 def test_interrupted_reader_ends_at_once_and_the_mount_goes_on(
-    stalled: tuple[str, type[StalledStore]], command: Commandline, words: list[str]
+    stalled: tuple[str, type[StalledStore]], command: Commandline
 ) -> None:
     url, store = stalled
-    mountpoint = mount(command, "bucket", url)
-    reader = subprocess.Popen(words, cwd=mountpoint, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        assert store.started.wait(20)
-        # Others are served while one waits.
-        assert sorted(shell("ls", str(mountpoint)).split()) == ["large", "small"]
-        assert reader.poll() is None
-        reader.send_signal(signal.SIGINT)
-        assert reader.wait(10) == -signal.SIGINT
-    finally:
-        reader.kill()
-        reader.wait(10)
-    if words != ["cat", "large"]:
-        # The kernel's own readahead is asked for by nobody, so no signal ends it: it ends at the deadline, or with the mount.
-        assert store.hung_up.wait(10)
+    mountpoint = mount(command, "bucket", url, "--ro", "--metadata", "none")
+    direct = "dd if=large iflag=direct bs=4096 count=1"
+    for line in ("stat absent", "cat small", direct, "cat large"):
+        store.started.clear()
+        store.hung_up.clear()
+        reader = subprocess.Popen(line.split(), cwd=mountpoint, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            assert store.started.wait(20), line
+            # Others are served while one waits.
+            assert sorted(shell("ls", str(mountpoint)).split()) == ["large", "small"]
+            assert reader.poll() is None
+            reader.send_signal(signal.SIGINT)
+            assert reader.wait(10) == -signal.SIGINT
+        finally:
+            reader.kill()
+            reader.wait(10)
+        if line != "cat large":
+            # Nobody asks for the kernel's own readahead, so no signal ends it: it ends at the deadline, or with the mount.
+            assert store.hung_up.wait(10), line
     unmount(command, mountpoint)
     assert store.hung_up.wait(10)
 
@@ -275,3 +288,277 @@ def test_store_that_died_is_an_errno_and_the_mount_lives(command: Commandline) -
         os.listdir(mountpoint)
     assert info.value.errno == errno.EHOSTDOWN
     assert "connection refused -> EHOSTDOWN" in unmount(command, mountpoint)
+
+
+# What people do.
+
+
+def test_files_are_written_changed_renamed_and_removed_and_the_store_has_them(bucket_mount: BucketMount) -> None:
+    top = bucket_mount.path
+    script = """
+        set -e
+        echo one > a.txt; echo two >> a.txt
+        mkdir -p docs/deep; cp a.txt docs/copy.txt; cp -p a.txt docs/deep/kept.txt
+        touch -d 2001-02-03T04:05:06.789 docs/deep/kept.txt; chmod 640 docs/deep/kept.txt
+        head -c 20000003 /dev/urandom > large.bin; sha256sum large.bin > sum
+        printf MIDDLE | dd of=large.bin bs=1 seek=9000000 conv=notrunc status=none
+        sed -i s/one/ONE/ a.txt
+        mv docs/copy.txt docs/moved.txt; mv docs papers
+        ln -s ../a.txt papers/link; mkfifo pipe
+        truncate -s 5 sum
+        rm -f papers/moved.txt; mkdir gone; rmdir gone
+    """
+    run("sh", "-c", script, cwd=top)
+    large = (top / "large.bin").read_bytes()
+    assert large[9_000_000:9_000_006] == b"MIDDLE"
+    stored = bucket_mount.stored()
+    assert {key: body for key, body in stored.items() if not key.endswith("/")} == {
+        "a.txt": b"ONE\ntwo\n",
+        "papers/deep/kept.txt": b"one\ntwo\n",
+        "large.bin": large,
+        "papers/link": b"../a.txt",
+        "pipe": b"",
+        "sum": (top / "sum").read_bytes(),
+    }
+    seen = run("find", ".", "-printf", r"%P %M %s %T@ %l\n", cwd=top).stdout
+    bucket_mount.remount()
+    again = run("find", ".", "-printf", r"%P %M %s %T@ %l\n", cwd=top).stdout
+    keep = [line for line in sorted(seen.splitlines()) if " d" not in line]
+    assert [line for line in sorted(again.splitlines()) if " d" not in line] == keep
+    assert "papers/deep/kept.txt -rw-r----- 8 981173106.789" in seen
+    assert hashlib.sha256((top / "large.bin").read_bytes()).digest() == hashlib.sha256(large).digest()
+
+
+def test_small_files_that_are_copied_in_are_a_put_each_and_read_back_a_get_each(
+    command: Commandline, seaweed: SeaweedServer, seaweed_bucket: str, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    for number in range(60):
+        (tmp_path / f"f{number:02}").write_bytes(b"%d" % number * 100)
+    mount = BucketMount(command, seaweed, seaweed_bucket, "--metadata-ttl", "60", url=proxy.url)
+    top = mount.mount()
+    proxy.clear()
+    run("cp", "-rp", str(tmp_path), "copy", cwd=top)
+    assert proxy.count("PUT", "/copy/f") == 60
+    assert proxy.count("HEAD|GET") <= 4
+    mount.remount()
+    run("ls", "-l", "copy", cwd=top)
+    proxy.clear()
+    text = run("sh", "-c", "cat copy/*", cwd=top).stdout
+    assert text == "".join(f"{number}" * 100 for number in range(60))
+    assert proxy.count("GET", "/copy/f") == 60
+    assert proxy.count("HEAD") == 0
+    mount.unmount()
+
+
+def test_prefix_is_mounted_and_the_rest_of_the_bucket_is_out_of_reach(
+    command: Commandline, seaweed: SeaweedServer, seaweed_bucket: str
+) -> None:
+    client = seaweed.client()
+    for key in ("a/in.txt", "a/b/deep.txt", "ab/out.txt", "out.txt"):
+        client.put_object(Bucket=seaweed_bucket, Key=key, Body=key.encode())
+    mount = BucketMount(command, seaweed, f"{seaweed_bucket}", url=seaweed.url)
+    mount.bucket = f"{seaweed_bucket}/a"
+    top = mount.mount()
+    assert run("find", ".", "-type", "f", cwd=top).stdout.split() in (
+        ["./b/deep.txt", "./in.txt"],
+        ["./in.txt", "./b/deep.txt"],
+    )
+    (top / "b" / "new.txt").write_text("new")
+    (top / "in.txt").rename(top / "b" / "moved.txt")
+    mount.unmount()
+    mount.bucket = seaweed_bucket
+    assert {key: body for key, body in mount.stored().items() if not key.endswith("/")} == {
+        "a/b/deep.txt": b"a/b/deep.txt",
+        "a/b/moved.txt": b"a/in.txt",
+        "a/b/new.txt": b"new",
+        "ab/out.txt": b"ab/out.txt",
+        "out.txt": b"out.txt",
+    }
+
+
+def test_without_a_source_every_bucket_is_a_directory(server: S3Server, command: Commandline) -> None:
+    client = server.client()
+    for bucket in ("one-of-them", "other-of-them"):
+        client.create_bucket(Bucket=bucket)
+    client.put_object(Bucket="one-of-them", Key="d/f", Body=b"data")
+    mountpoint = mount(command, "", server.url)
+    assert {"many", "one-of-them", "other-of-them"} <= set(os.listdir(mountpoint))
+    assert (mountpoint / "one-of-them/d/f").read_bytes() == b"data"
+    shell("mv", "one-of-them/d/f", "other-of-them/moved", cwd=mountpoint)
+    assert client.get_object(Bucket="other-of-them", Key="moved")["Body"].read() == b"data"
+    assert "Contents" not in client.list_objects_v2(Bucket="one-of-them", Prefix="d/f")
+    with pytest.raises(PermissionError):
+        os.mkdir(mountpoint / "new-one")
+    unmount(command, mountpoint)
+
+
+def test_older_versions_are_read_when_asked_for(server: S3Server, command: Commandline) -> None:
+    client = server.client()
+    client.create_bucket(Bucket="history")
+    client.put_bucket_versioning(Bucket="history", VersioningConfiguration={"Status": "Enabled"})
+    mountpoint = mount(command, "history", server.url, "--versions")
+    (mountpoint / "f").write_text("first")
+    (mountpoint / "f").write_text("second")
+    os.unlink(mountpoint / "f")
+    older = sorted(os.listdir(mountpoint / ".versions" / "f"))
+    assert "first" in {(mountpoint / ".versions" / "f" / name).read_text() for name in older}
+    assert {"first", "second"} <= {(mountpoint / ".versions" / "f" / name).read_text() for name in older}
+    assert os.listdir(mountpoint) == []
+    unmount(command, mountpoint)
+
+
+def test_conflict_is_told_by_close_and_by_errors_and_the_copy_is_where_it_says(
+    command: Commandline, seaweed: SeaweedServer, bucket_mount: BucketMount
+) -> None:
+    top = bucket_mount.path
+    (top / "f").write_text("base")
+    with open(top / "f", "r+b", buffering=0) as file:
+        file.write(b"mine")
+        seaweed.client().put_object(Bucket=bucket_mount.bucket, Key="f", Body=b"theirs")
+        with pytest.raises(OSError, match=r".") as info:
+            os.fsync(file.fileno())
+        assert info.value.errno == errno.ESTALE
+        # close says so again: who checks only that must not believe it was written.
+        with pytest.raises(OSError, match=r".") as info:
+            os.close(os.dup(file.fileno()))
+        assert info.value.errno == errno.ESTALE
+        with pytest.raises(OSError, match=r"."):
+            file.close()
+    assert bucket_mount.stored()["f"] == b"theirs"
+    eventually(lambda: (top / "f").read_bytes() == b"theirs", "theirs is shown")
+    said = command.run("errors", top, "--json")
+    (problem,) = [row for row in json.loads(said.stdout) if row["path"] == "f"]
+    assert problem["errno"] in ("ESTALE", errno.ESTALE)
+    kept = re.search(r"/\S+conflicts/[^\s;,]+", problem["cause"])
+    assert kept is not None
+    assert Path(kept[0]).read_bytes() == b"mine"
+
+
+def test_refresh_shows_what_others_changed(command: Commandline, seaweed: SeaweedServer, seaweed_bucket: str) -> None:
+    client = seaweed.client()
+    client.put_object(Bucket=seaweed_bucket, Key="d/f", Body=b"old")
+    mount = BucketMount(command, seaweed, seaweed_bucket, "--metadata-ttl", "1h")
+    top = mount.mount()
+    assert (top / "d/f").read_bytes() == b"old"
+    assert not (top / "d/g").exists()
+    client.put_object(Bucket=seaweed_bucket, Key="d/f", Body=b"newer")
+    client.put_object(Bucket=seaweed_bucket, Key="d/g", Body=b"x")
+    assert (top / "d/f").stat().st_size == 3
+    assert not (top / "d/g").exists()
+    said = command.run("refresh", top / "d")
+    assert said.returncode == 0, said.stderr
+    assert (top / "d/f").stat().st_size == 5
+    assert (top / "d/f").read_bytes() == b"newer"
+    assert (top / "d/g").read_bytes() == b"x"
+    mount.unmount()
+
+
+# Servers that die, and data that waits.
+
+
+def server_of(command: Commandline, mountpoint: Path) -> int:
+    """Return the process that serves a mount."""
+    for pid in command.processes():
+        words = Path(f"/proc/{pid}/fd")
+        if any(os.readlink(fd) == "/dev/fuse" for fd in words.iterdir()):
+            return pid
+    raise AssertionError("nobody serves it")
+
+
+def test_nothing_acknowledged_by_write_back_is_lost_when_the_server_is_killed(
+    command: Commandline, seaweed: SeaweedServer, seaweed_bucket: str
+) -> None:
+    seaweed.client().put_object(Bucket=seaweed_bucket, Key="old", Body=b"old contents")
+    mount = BucketMount(command, seaweed, seaweed_bucket, "--write-back", "--write-back-delay", "1h")
+    top = mount.mount()
+    large = random.Random(5).randbytes(20 * MIB + 7)
+    (top / "d").mkdir()
+    for number in range(30):
+        (top / "d" / f"f{number}").write_bytes(b"%d" % number * 1000)
+    (top / "large").write_bytes(large)
+    with open(top / "old", "r+b") as file:
+        file.write(b"NEW")
+    (top / "d/f7").rename(top / "renamed")
+    (top / "d/f8").unlink()
+    os.chmod(top / "d/f9", 0o600)
+    expected = {f"d/f{number}": b"%d" % number * 1000 for number in range(30) if number not in (7, 8)}
+    expected |= {"large": large, "old": b"NEW contents", "renamed": b"7" * 1000}
+    assert set(mount.stored()) <= {"old", "d/"}
+    os.kill(server_of(command, top), signal.SIGKILL)
+    command.run("umount", top)
+    assert command.mounts() == []
+    mount.mount()
+    # All of it is there at once, from the journal.
+    assert {key: (top / key).read_bytes() for key in expected} == expected
+    assert not (top / "d/f8").exists()
+    assert os.stat(top / "d/f9").st_mode & 0o777 == 0o600
+    mount.unmount()
+    assert {key: body for key, body in mount.stored().items() if not key.endswith("/")} == expected
+
+
+def test_umount_waits_for_the_data_and_list_says_how_much(
+    command: Commandline, seaweed: SeaweedServer, seaweed_bucket: str, proxy: FaultProxy
+) -> None:
+    mount = BucketMount(command, seaweed, seaweed_bucket, "--write-back", url=proxy.url)
+    top = mount.mount()
+    held = proxy.add(Fault("PUT", "/f", times=float("inf"), hold=True))
+    for number in range(3):
+        (top / f"f{number}").write_bytes(bytes(1000))
+    proxy.wait_for("PUT", "/f")
+    assert mount.stored() == {}
+    (row,) = [row for row in json.loads(command.run("list", "--json").stdout) if row["mountpoint"] == str(top)]
+    assert row["waiting"] == {"files": 3, "bytes": 3000}
+    leaving = command.start("umount", top)
+    assert leaving.poll() is None
+    time.sleep(0.5)
+    assert leaving.poll() is None
+    held.release()
+    assert leaving.wait(30) == 0
+    assert mount.stored() == {f"f{number}": bytes(1000) for number in range(3)}
+    assert command.settle() == {}
+
+
+def test_disk_cache_is_warm_after_a_remount_and_the_kernel_reads_it_without_the_server(
+    command: Commandline, seaweed: SeaweedServer, seaweed_bucket: str, proxy: FaultProxy
+) -> None:
+    data = random.Random(9).randbytes(3 * MIB + 5)
+    seaweed.client().put_object(Bucket=seaweed_bucket, Key="f", Body=data)
+    mount = BucketMount(command, seaweed, seaweed_bucket, "--cache-size", "64M", url=proxy.url)
+    top = mount.mount()
+    assert (top / "f").read_bytes() == data
+    mount.remount()
+    proxy.clear()
+    assert (top / "f").read_bytes() == data
+    assert proxy.count("GET", "/f$") == 0
+    mount.remount()
+    # The server is stopped once the file is open: what is read then, the kernel reads from the cache file by itself.
+    pid = server_of(command, top)
+    script = "import os, signal, sys; f = os.open('f', os.O_RDONLY); os.kill(int(sys.argv[1]), signal.SIGSTOP)"
+    script += "; data = b''.join(iter(lambda: os.read(f, 1 << 20), b''))"
+    script += "; os.kill(int(sys.argv[1]), signal.SIGCONT); import hashlib; print(hashlib.sha256(data).hexdigest())"
+    try:
+        read = run(sys.executable, "-c", script, str(pid), cwd=top)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert read.stdout.strip() == hashlib.sha256(data).hexdigest()
+    # Who writes it meanwhile has another file of that name, and the reader his version.
+    with open(top / "f", "rb", buffering=0) as reader:
+        (top / "f").write_bytes(b"written")
+        assert reader.read(10) == data[:10]
+    assert (top / "f").read_bytes() == b"written"
+    mount.unmount()
+
+
+def test_upload_that_fails_for_a_while_is_an_error_of_close_and_then_done(
+    command: Commandline, seaweed: SeaweedServer, seaweed_bucket: str, proxy: FaultProxy
+) -> None:
+    mount = BucketMount(command, seaweed, seaweed_bucket, "--deadline", "1", url=proxy.url)
+    top = mount.mount()
+    proxy.add(Fault("PUT", "/f$", times=float("inf"), status=503, code="SlowDown"))
+    with pytest.raises(OSError, match=r"."):
+        (top / "f").write_bytes(b"data")
+    assert (top / "f").read_bytes() == b"data"
+    assert '"f"' in command.run("errors", top, "--json").stdout
+    proxy.clear()
+    eventually(lambda: mount.stored() == {"f": b"data"}, "it is uploaded")
+    mount.unmount()

@@ -1,494 +1,440 @@
-"""s3fs on aiobotocore: against moto in a process of its own, and against a server that does everything wrong."""
+"""The store: every call of the protocol on two real servers, by both paths."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import hashlib
-import logging
 import random
-import re
-import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+import zlib
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from badserver import clean_environment, read, refused, store_on
 from s3server import S3Server
+from seaweed import SeaweedServer
 
-from pyfusekit.core import Duration, MountError, Request, Url
-from pyfusekit.fs.s3fs import S3FS, S3Options
-from pyfusekit.fs.s3fs.store import AioStore, Object
+from pyfusekit.fs.s3fs.aio import AioStore
+from pyfusekit.fs.s3fs.errors import StoreError
+from pyfusekit.fs.s3fs.store import ABSENT, MIN_PART, Attributes, Bytes, Condition, Object
 
-ME = Request(2, 0, 0, 1)
 MIB = 1 << 20
+NOTHING = Attributes()
 
 
 @pytest.fixture(autouse=True)
 def _credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    """Keys for moto, and nothing of who runs the tests."""
-    for name in (
-        "AWS_PROFILE",
-        "AWS_ENDPOINT_URL",
-        "AWS_ENDPOINT_URL_S3",
-        "AWS_SESSION_TOKEN",
-        "AWS_REGION",
-        "AWS_DEFAULT_REGION",
-    ):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    clean_environment(monkeypatch, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
+def moto() -> Iterator[S3Server]:
     with S3Server(seed=("many", 2500)) as server:
         yield server
 
 
-def options(url: str, **more: Any) -> S3Options:
-    return S3Options(endpoint_url=Url(url), region="us-east-1", **more)
+_NUMBERS = iter(range(10_000))
 
 
-async def done(result: Any) -> Any:
-    return await result if isinstance(result, Coroutine) else result
+@pytest.fixture(params=["moto", "seaweed"])
+def server(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
 
 
-async def read(fs: S3FS, ino: int, handle: Any, offset: int, size: int) -> bytes:
-    data = await done(fs.read(ME, ino, handle, offset, size))
-    return b"".join(data) if isinstance(data, list) else bytes(data)
-
-
-@contextlib.asynccontextmanager
-async def running(source: str, chosen: S3Options) -> AsyncIterator[S3FS]:
-    fs = S3FS(source, chosen)
-    await fs.init()
-    try:
-        yield fs
-    finally:
-        await fs.destroy()
-
-
-# Against moto.
-
-
-async def test_2500_keys_are_listed_in_three_pages_with_sizes_and_times(server: S3Server) -> None:
+@pytest.fixture
+def bucket(server: Any) -> Iterator[str]:
+    name = f"store-{next(_NUMBERS)}"
     client = server.client()
-    async with running("many", options(server.url)) as fs:
-        before = server.requests("list-type=2")
-        walk = fs.opendir(ME, 1, 0)
-        found = {entry.name: entry.attr async for entry in walk.entries(2, plus=True)}
-        assert server.requests("list-type=2") - before == 3
-    assert list(found) == [b"k%04d" % number for number in range(2500)]
-    head = client.head_object(Bucket="many", Key="k0004")
-    attr = found[b"k0004"]
-    assert attr is not None
-    assert attr.size == head["ContentLength"] == 4
-    assert attr.mtime_ns // 10**9 == int(head["LastModified"].timestamp())
+    client.create_bucket(Bucket=name)
+    yield name
+    if isinstance(server, SeaweedServer):
+        for found in client.list_objects_v2(Bucket=name).get("Contents", ()):
+            client.delete_object(Bucket=name, Key=found["Key"])
+        client.delete_bucket(Bucket=name)
 
 
-async def test_ranges_read_in_parallel_are_the_originals_bytes(server: S3Server) -> None:
+@pytest.fixture(params=[True, False], ids=["thin", "aiobotocore"])
+async def store(request: pytest.FixtureRequest, server: Any, bucket: str) -> AsyncIterator[AioStore]:
+    async with store_on(server, bucket, thin=request.param) as store:
+        yield store
+        # What this test is about, the thin path or the other, was what it used to its end.
+        assert store.link.use_thin is request.param
+
+
+# On real servers, by both paths.
+
+ODD = "dir/ö x+y%41&=?#~'()*!;:@,.txt"
+
+
+async def test_object_is_what_was_written(store: AioStore, server: Any) -> None:
+    given = Attributes({"mode": "33188", "Mtime": "1.5"}, {"content-type": "text/plain", "cache-control": "no-cache"})
+    made = await store.put(ODD, Bytes(b"hello world"), given)
+    head = await store.head(ODD)
+    assert (made.key, made.size, made.etag) == (ODD, 11, hashlib.md5(b"hello world").hexdigest())
+    assert head.item._replace(mtime_ns=0) == made._replace(mtime_ns=0)
+    assert abs(head.item.mtime_ns - made.mtime_ns) <= 2 * 10**9
+    assert head.metadata == {"mode": "33188", "mtime": "1.5"}
+    assert head.headers["content-type"] == "text/plain"
+    assert head.headers["cache-control"] == "no-cache"
+    (listed,) = (await store.list("dir/")).objects
+    assert (listed.key, listed.size, listed.etag) == (ODD, 11, made.etag)
+    assert await read(store, made) == b"hello world"
+    assert await read(store, made, 4, 7) == b"o w"
+    assert await read(store, made, 3, 3) == b""
+
+
+async def test_empty_object_is_an_object(store: AioStore) -> None:
+    made = await store.put("empty", Bytes(b""), NOTHING, ABSENT)
+    assert (await store.head("empty")).item.size == made.size == 0
+    assert await read(store, made) == b""
+
+
+async def test_listing_has_prefixes_pages_and_a_beginning(store: AioStore) -> None:
+    keys = [*(f"d/{number:02}" for number in range(7)), "d/sub dir/x", "d/sub dir/y", "e"]
+    await asyncio.gather(*(store.put(key, Bytes(key.encode()), NOTHING) for key in keys))
+    page = await store.list("d/")
+    assert [item.key for item in page.objects] == keys[:7]
+    assert page.prefixes == ["d/sub dir/"]
+    assert page.token == ""
+    found, token, pages = [], "", 0
+    while pages == 0 or token:
+        page = await store.list("", token=token, max_keys=4, delimiter="")
+        found += [item.key for item in page.objects]
+        token, pages = page.token, pages + 1
+    assert (found, pages) == (keys, 3)
+    after = await store.list("d/", start_after="d/04")
+    assert [item.key for item in after.objects] == keys[5:7]
+    assert (await store.list("nothing/")) == ([], [], "")
+
+
+async def test_conditions_decide_who_writes(store: AioStore) -> None:
+    first = await store.put("k", Bytes(b"1"), NOTHING, ABSENT)
+    for condition in (ABSENT, Condition(match="0" * 32)):
+        with pytest.raises(StoreError) as info:
+            await store.put("k", Bytes(b"2"), NOTHING, condition)
+        assert refused(info) == (errno.ESTALE, "PreconditionFailed")
+    second = await store.put("k", Bytes(b"2"), NOTHING, Condition(match=first.etag))
+    with pytest.raises(StoreError) as info:
+        await store.put("nothing", Bytes(b"2"), NOTHING, Condition(match=first.etag))
+    assert refused(info) == (errno.ESTALE, "PreconditionFailed")
+    with pytest.raises(StoreError) as info:
+        await store.delete("k", Condition(match=first.etag))
+    assert refused(info) == (errno.ESTALE, "PreconditionFailed")
+    await store.delete("k", Condition(match=second.etag))
+    await store.delete("k")
+    with pytest.raises(StoreError) as info:
+        await store.head("k")
+    assert info.value.errno == errno.ENOENT
+
+
+async def test_one_of_eight_creates_a_key(store: AioStore) -> None:
+    results = await asyncio.gather(
+        *(store.put("k", Bytes(b"%d" % number), NOTHING, ABSENT) for number in range(8)), return_exceptions=True
+    )
+    winners = [number for number, result in enumerate(results) if isinstance(result, Object)]
+    assert len(winners) == 1
+    losers = [result.errno for result in results if isinstance(result, StoreError)]
+    assert set(losers) <= {errno.ESTALE, errno.EBUSY}
+    assert len(losers) == 7
+    assert await read(store, (await store.head("k")).item) == b"%d" % winners[0]
+
+
+async def test_copy_keeps_or_replaces_what_the_source_carries(store: AioStore) -> None:
+    source = await store.put("a b+ö", Bytes(b"bytes"), Attributes({"mode": "1"}, {"content-type": "text/plain"}))
+    copied = await store.copy(source, "copy", None)
+    assert (copied.key, copied.size, copied.etag) == ("copy", 5, source.etag)
+    head = await store.head("copy")
+    assert (head.metadata, head.headers["content-type"]) == ({"mode": "1"}, "text/plain")
+    itself = await store.copy(source, source.key, Attributes({"mode": "2"}, {"content-type": "image/png"}))
+    head = await store.head(source.key)
+    assert (head.metadata, head.headers["content-type"]) == ({"mode": "2"}, "image/png")
+    assert await read(store, itself) == b"bytes"
+
+
+async def test_missing_source_of_a_copy_is_enoent(store: AioStore) -> None:
+    with pytest.raises(StoreError) as info:
+        await store.copy(Object("nothing", 1, 0, ""), "copy", None)
+    assert info.value.errno == errno.ENOENT
+
+
+async def test_deletions_in_one_request(store: AioStore) -> None:
+    keys = ["a", "b c", "ö&<>", "tab\tnew\rline"]
+    for key in keys[:3]:
+        await store.put(key, Bytes(b"x"), NOTHING)
+    assert await store.delete_many([*keys, "nothing"]) == {}
+    assert (await store.list("")).objects == []
+    assert await store.delete_many([]) == {}
+
+
+async def test_multipart_upload_of_sent_and_copied_parts(store: AioStore, server: Any) -> None:
+    data = random.Random(4).randbytes(MIN_PART)
+    source = await store.put("source", Bytes(data * 2), NOTHING)
+    upload = await store.create_upload("large", Attributes({"mode": "1"}, {"content-type": "text/plain"}))
+    assert [begun.upload for begun in await store.uploads("lar")] == [upload]
+    parts = await asyncio.gather(
+        store.upload_part(upload, 1, Bytes(data)),
+        store.copy_part(upload, 2, source, 3, 3 + MIN_PART),
+        store.upload_part(upload, 3, Bytes(b"the last")),
+    )
+    assert [(part.number, part.size) for part in parts] == [(1, MIN_PART), (2, MIN_PART), (3, 8)]
+    again = await store.upload_part(upload, 3, Bytes(b"the end"))
+    assert again.crc32 == zlib.crc32(b"the end")
+    made = await store.complete(upload, [*parts[:2], again], ABSENT)
+    head = await store.head("large")
+    assert made.size == head.item.size == 2 * MIN_PART + 7
+    assert (made.etag, head.metadata, head.headers["content-type"]) == (head.item.etag, {"mode": "1"}, "text/plain")
+    assert await read(store, made) == data + (data * 2)[3 : 3 + MIN_PART] + b"the end"
+    assert store.features.checksums
+    assert await store.uploads("") == []
+
+
+async def test_given_up_upload_is_gone(store: AioStore, server: Any) -> None:
+    upload = await store.create_upload("large", NOTHING)
+    part = await store.upload_part(upload, 1, Bytes(b"x"))
+    await store.abort(upload)
+    await store.abort(upload)
+    assert await store.uploads("") == []
+    if isinstance(server, S3Server):
+        # moto answers 500.
+        return
+    with pytest.raises(StoreError) as info:
+        await store.complete(upload, [part])
+    assert refused(info) == (errno.ENOENT, "NoSuchUpload")
+
+
+async def test_part_of_an_upload_begun_by_another_store_is_sent(store: AioStore, server: Any, bucket: str) -> None:
+    upload = await store.create_upload("large", NOTHING)
+    async with store_on(server, bucket) as other:
+        part = await other.upload_part(upload, 1, Bytes(b"x"))
+        assert (await other.complete(upload, [part])).size == 1
+
+
+async def test_tags_are_kept(store: AioStore) -> None:
+    await store.put("k", Bytes(b"x"), NOTHING)
+    assert await store.tags("k") == {}
+    await store.set_tags("k", {"project": "a b", "two": "2"})
+    assert await store.tags("k") == {"project": "a b", "two": "2"}
+    await store.set_tags("k", {})
+    assert await store.tags("k") == {}
+
+
+async def test_older_versions_can_be_listed_and_read(store: AioStore, server: Any, bucket: str) -> None:
     client = server.client()
-    client.create_bucket(Bucket="ranges")
-    data = {f"dir/ö {n}.bin": random.Random(n).randbytes(n * 1_300_003) for n in range(4)}
-    for key, body in data.items():
-        client.put_object(Bucket="ranges", Key=key, Body=body)
-    async with running("ranges", options(server.url)) as fs:
-
-        async def digest(key: str) -> str:
-            attr = await done(fs.lookup(ME, directory.ino, key.removeprefix("dir/").encode()))
-            handle = (await done(fs.open(ME, attr.ino, 0))).handle
-            steps = range(0, attr.size, 128 * 1024)
-            parts = await asyncio.gather(*(read(fs, attr.ino, handle, step, 128 * 1024) for step in steps))
-            fs.release(ME, attr.ino, handle)
-            return hashlib.sha256(b"".join(parts)).hexdigest()
-
-        directory = await done(fs.lookup(ME, 1, b"dir"))
-        assert stat.S_ISDIR(directory.mode)
-        found = await asyncio.gather(*(digest(key) for key in data))
-    assert found == [hashlib.sha256(body).hexdigest() for body in data.values()]
+    client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    ids = [client.put_object(Bucket=bucket, Key="d/k", Body=b"%d" % n * (n + 1))["VersionId"] for n in range(3)]
+    marker = client.delete_object(Bucket=bucket, Key="d/k")["VersionId"]
+    client.put_object(Bucket=bucket, Key="d/sub/x", Body=b"")
+    found = await store.versions("d/")
+    assert [version.id for version in found.versions] == [marker, *reversed(ids)]
+    assert [version.deleted for version in found.versions] == [True, False, False, False]
+    assert [version.latest for version in found.versions] == [True, False, False, False]
+    assert (found.prefixes, found.token) == (["d/sub/"], "")
+    for number, version in enumerate(reversed(found.versions[1:])):
+        assert version.item.size == number + 1
+        assert await read(store, version.item, version=version.id) == b"%d" % number * (number + 1)
+    if isinstance(server, SeaweedServer):
+        for one in client.list_object_versions(Bucket=bucket).get("Versions", ()):
+            client.delete_object(Bucket=bucket, Key=one["Key"], VersionId=one["VersionId"])
+        client.delete_object(Bucket=bucket, Key="d/k", VersionId=marker)
 
 
-async def test_object_replaced_while_open_is_estale(server: S3Server) -> None:
-    client = server.client()
-    client.create_bucket(Bucket="replaced")
-    client.put_object(Bucket="replaced", Key="f", Body=b"1" * (3 * MIB))
-    async with running("replaced", options(server.url)) as fs:
-        attr = await done(fs.lookup(ME, 1, b"f"))
-        handle = (await done(fs.open(ME, attr.ino, 0))).handle
-        assert await read(fs, attr.ino, handle, 0, 10) == b"1" * 10
-        client.put_object(Bucket="replaced", Key="f", Body=b"2" * (3 * MIB))
-        with pytest.raises(OSError, match="412") as info:
-            await read(fs, attr.ino, handle, 3 * MIB - 10, 10)
-        assert info.value.errno == errno.ESTALE
-        fs.release(ME, attr.ino, handle)
-        attr = await done(fs.lookup(ME, 1, b"f"))
-        handle = (await done(fs.open(ME, attr.ino, 0))).handle
-        assert await read(fs, attr.ino, handle, 3 * MIB - 10, 10) == b"2" * 10
-        fs.release(ME, attr.ino, handle)
+async def test_ranges_read_in_parallel_are_the_originals_bytes(store: AioStore) -> None:
+    data = random.Random(6).randbytes(3_300_003)
+    made = await store.put("k", Bytes(data), NOTHING)
+    parts = await asyncio.gather(*(read(store, made, at, min(at + 200_000, len(data))) for at in range(0, len(data), 200_000)))
+    assert b"".join(parts) == data
 
 
-async def test_odd_keys_are_listed_or_hidden(server: S3Server) -> None:
-    client = server.client()
+async def test_replaced_object_is_estale(store: AioStore) -> None:
+    first = await store.put("k", Bytes(b"1" * 100), NOTHING)
+    await store.put("k", Bytes(b"2" * 100), NOTHING)
+    with pytest.raises(StoreError, match="412") as info:
+        await read(store, first, 50, 60)
+    assert info.value.errno == errno.ESTALE
+    assert store.reported[0][1:] == ("GetObject", "k")  # type: ignore[attr-defined]
+
+
+async def test_deleted_object_is_enoent(store: AioStore) -> None:
+    made = await store.put("k", Bytes(b"1" * 100), NOTHING)
+    await store.delete("k")
+    with pytest.raises(StoreError) as info:
+        await read(store, made)
+    assert info.value.errno == errno.ENOENT
+    assert store.reported == []  # type: ignore[attr-defined]
+
+
+async def test_bucket_deleted_under_the_mount_is_enoent_and_reported(moto: S3Server) -> None:
+    client = moto.client()
+    client.create_bucket(Bucket="vanishing")
+    async with store_on(moto, "vanishing") as store:
+        await store.list("")
+        client.delete_bucket(Bucket="vanishing")
+        with pytest.raises(StoreError, match="NoSuchBucket") as info:
+            await store.list("")
+        with pytest.raises(StoreError, match="NoSuchBucket"):
+            await store.put("k", Bytes(b"x"), NOTHING)
+        assert [failure[1:] for failure in store.reported] == [("ListObjectsV2", ""), ("PutObject", "k")]  # type: ignore[attr-defined]
+    assert info.value.errno == errno.ENOENT
+
+
+# What only one of the servers shows.
+
+
+async def test_2500_keys_are_listed_in_three_requests(moto: S3Server) -> None:
+    async with store_on(moto, "many") as store:
+        before = moto.requests("list-type=2")
+        found, token = [], None
+        while token != "":
+            page = await store.list("", token=token or "")
+            found += page.objects
+            token = page.token
+        assert moto.requests("list-type=2") - before == 3
+    assert [item.key for item in found] == [f"k{number:04}" for number in range(2500)]
+    assert [item.size for item in found[:9]] == [0, 1, 2, 3, 4, 5, 6, 0, 1]
+
+
+async def test_odd_keys_are_themselves(moto: S3Server) -> None:
+    client = moto.client()
     client.create_bucket(Bucket="odd")
-    for key in ("a//b", "dir/", "dir/x y+z%41&.txt", "dir/\u65e5\u672c\U0001f600", "dir/..", "dir/" + "l" * 255):
-        client.put_object(Bucket="odd", Key=key, Body=key.encode())
-    async with running("odd", options(server.url)) as fs:
-        directory = await done(fs.lookup(ME, 1, b"dir"))
-        walk = fs.opendir(ME, directory.ino, 0)
-        names = [entry.name async for entry in walk.entries(2, plus=False)]
-        assert names == [b"l" * 255, b"x y+z%41&.txt", "\u65e5\u672c\U0001f600".encode()]
-        for name in names:
-            attr = await done(fs.lookup(ME, directory.ino, name))
-            handle = (await done(fs.open(ME, attr.ino, 0))).handle
-            assert await read(fs, attr.ino, handle, 0, 1000) == b"dir/" + name
-            fs.release(ME, attr.ino, handle)
+    keys = ["a//b", "dir/", "dir/..", "./x", "dir/" + "l" * 255, "日本\U0001f600", "back\\slash", " lead", "trail ", "+", "%2B"]
+    async with store_on(moto, "odd") as store:
+        for key in keys:
+            made = await store.put(key, Bytes(key.encode()), NOTHING)
+            assert await read(store, made) == key.encode()
+            assert (await store.head(key)).item.size == len(key.encode())
+        page = await store.list("", delimiter="")
+        assert sorted(item.key for item in page.objects) == sorted(keys)
+        for item in page.objects:
+            assert await read(store, item) == item.key.encode()
+        assert await store.delete_many(keys) == {}
+        assert (await store.list("", delimiter="")).objects == []
 
 
-async def test_archived_object_says_so(server: S3Server, caplog: pytest.LogCaptureFixture) -> None:
-    client = server.client()
+async def test_archived_object_says_so(moto: S3Server, caplog: pytest.LogCaptureFixture) -> None:
+    client = moto.client()
     client.create_bucket(Bucket="cold")
     client.put_object(Bucket="cold", Key="f", Body=b"ice", StorageClass="GLACIER")
-    async with running("cold", options(server.url)) as fs:
-        attr = await done(fs.lookup(ME, 1, b"f"))
-        with pytest.raises(OSError, match="InvalidObjectState") as info:
-            await done(fs.open(ME, attr.ino, 0))
+    async with store_on(moto, "cold") as store:
+        head = await store.head("f")
+        assert head.item.storage_class == "GLACIER"
+        with pytest.raises(StoreError, match="InvalidObjectState") as info:
+            await read(store, head.item)
+        assert store.reported[0][0].request_id  # type: ignore[attr-defined]
     assert info.value.errno == errno.ENODATA
     assert any("GetObject 'f'" in line and "ENODATA" in line and "request" in line for line in caplog.messages)
 
 
-async def test_missing_bucket_names_those_there_are(server: S3Server) -> None:
-    server.client().create_bucket(Bucket="photos-2026")
-    with pytest.raises(MountError, match=r"s3://photos-2062: no such bucket \(404 NoSuchBucket from http") as info:
-        await S3FS("photos-2062", options(server.url)).init()
-    assert info.value.kind == "source-missing"
-    assert "photos-2026" in info.value.remedy
-
-
-async def test_impossible_bucket_name_is_a_missing_source(server: S3Server) -> None:
-    with pytest.raises(MountError, match="no name of a bucket") as info:
-        await S3FS("no bucket!", options(server.url)).init()
-    assert info.value.kind == "source-missing"
-
-
-async def test_dead_endpoint_is_unreachable() -> None:
-    # A port nothing listens on: bound, so that nobody else takes it, and never listening.
-    import socket
-
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(MountError, match=f"{url}: connection refused") as info:
-            await S3FS("bucket", options(url)).init()
-    assert info.value.kind == "source-unreachable"
-    assert "--endpoint-url" in info.value.remedy
-
-
-async def test_missing_credentials_are_access_denied(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(MountError, match="credentials") as info:
-        await S3FS("bucket", options(server.url)).init()
-    assert info.value.kind == "access-denied"
-    assert "--anonymous" in info.value.remedy
-    server.client().create_bucket(Bucket="public")
-    async with running("public", options(server.url, anonymous=True)):
-        pass
-
-
-async def test_unknown_profile_is_access_denied(server: S3Server) -> None:
-    with pytest.raises(MountError, match="nobody") as info:
-        await S3FS("bucket", options(server.url, profile="nobody")).init()
-    assert info.value.kind == "access-denied"
-
-
-# Against a server that does everything wrong.
-
-Answer = Callable[[str, dict[str, str], asyncio.StreamWriter], Awaitable[None]]
-
-BODY = random.Random(5).randbytes(300_000)
-ITEM = Object("f", len(BODY), 0, "v1")
-
-
-class BadServer:
-    """Answers each request with the next of *answers*, the last one for ever. *broken* is set when a client hangs up on it."""
-
-    def __init__(self, *answers: Answer) -> None:
-        self.answers = list(answers)
-        self.seen: list[dict[str, str]] = []
-        self.broken = asyncio.Event()
-        self.asked = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._writers: list[asyncio.StreamWriter] = []
-
-    async def __aenter__(self) -> BadServer:
-        self._server = await asyncio.start_server(self._begin, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        self._server.close()
-        # A connection that was accepted a moment ago gets its task in the next round of the loop.
-        for _ in range(3):
-            await asyncio.sleep(0)
-        for writer in self._writers:
-            writer.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.append(writer)
-        self._tasks.add(asyncio.ensure_future(self._serve(reader, writer)))
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        requests: asyncio.Queue[list[str]] = asyncio.Queue()
-        answering = asyncio.ensure_future(self._answer(requests, writer))
-        try:
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-                requests.put_nowait(head)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            self.broken.set()
-        finally:
-            answering.cancel()
-            await asyncio.gather(answering, return_exceptions=True)
-            writer.close()
-
-    async def _answer(self, requests: asyncio.Queue[list[str]], writer: asyncio.StreamWriter) -> None:
-        while True:
-            head = await requests.get()
-            headers = {line.partition(":")[0].lower(): line.partition(":")[2].strip() for line in head[1:]}
-            self.seen.append(headers)
-            answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-            self.asked.set()
-            await answer(head[0], headers, writer)
-            await writer.drain()
-
-
-def plain(status: int, body: bytes, headers: str = "", *, length: int | None = None) -> Answer:
-    async def answer(line: str, asked: dict[str, str], writer: asyncio.StreamWriter) -> None:
-        said = len(body) if length is None else length
-        writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {said}\r\n{headers}\r\n".encode() + body)
-        if said > len(body):
-            await writer.drain()
-            writer.close()
-
-    return answer
-
-
-def error(status: int, code: str) -> Answer:
-    return plain(status, f"<Error><Code>{code}</Code><Message>m</Message></Error>".encode(), "x-amz-request-id: R4\r\n")
-
-
-def partial(etag: str = "v1", upto: int | None = None, total: int = len(BODY)) -> Answer:
-    """Answer the range that was asked for; *upto* bytes of it, then hang up."""
-
-    async def answer(line: str, asked: dict[str, str], writer: asyncio.StreamWriter) -> None:
-        found = re.fullmatch(r"bytes=(\d+)-(\d+)", asked["range"])
-        assert found
-        start, last = int(found[1]), int(found[2])
-        headers = f'ETag: "{etag}"\r\nContent-Range: bytes {start}-{last}/{total}\r\n'
-        whole = BODY[start : last + 1]
-        await plain(206, whole[:upto], headers, length=len(whole))(line, asked, writer)
-
-    return answer
-
-
-async def stall(line: str, asked: dict[str, str], writer: asyncio.StreamWriter) -> None:
-    await asyncio.Event().wait()
-
-
-async def stall_in_body(line: str, asked: dict[str, str], writer: asyncio.StreamWriter) -> None:
-    start = int(asked["range"].removeprefix("bytes=").split("-")[0])
-    headers = f'ETag: "v1"\r\nContent-Range: bytes {start}-{len(BODY) - 1}/{len(BODY)}\r\n'
-    writer.write(f"HTTP/1.1 206 X\r\nContent-Length: {len(BODY) - start}\r\n{headers}\r\n".encode() + BODY[start : start + 100])
-    await asyncio.Event().wait()
-
-
-@contextlib.asynccontextmanager
-async def store_on(bad: BadServer, **more: Any) -> AsyncIterator[AioStore]:
-    store = AioStore("bucket", options(bad.url, **more))
-    await store.start()
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
-async def get(store: AioStore, start: int = 0, end: int = len(BODY)) -> bytes:
-    pieces: list[bytes] = []
-    await store.get(ITEM, start, end - start, pieces.append)
-    return b"".join(pieces)
-
-
-async def test_every_get_carries_its_range_and_its_version() -> None:
-    async with BadServer(partial()) as bad, store_on(bad) as store:
-        assert await get(store, 100, 200) == BODY[100:200]
-    assert (bad.seen[0]["range"], bad.seen[0]["if-match"]) == ("bytes=100-199", '"v1"')
-
-
-async def test_body_that_breaks_off_is_continued_where_it_broke() -> None:
-    async with BadServer(partial(upto=1000), partial(upto=0), partial()) as bad, store_on(bad) as store:
-        assert await get(store) == BODY
-    assert [request["range"].split("-")[0] for request in bad.seen] == ["bytes=0", "bytes=1000", "bytes=1000"]
-
-
-async def test_body_continued_from_another_version_is_estale() -> None:
-    async with BadServer(partial(upto=1000), partial(etag="v2")) as bad, store_on(bad) as store:
-        with pytest.raises(OSError, match="another version") as info:
-            await get(store)
-    assert info.value.errno == errno.ESTALE
-
-
-async def test_other_size_behind_the_same_etag_is_estale() -> None:
-    async with BadServer(partial(total=999_999)) as bad, store_on(bad) as store:
-        with pytest.raises(OSError, match="size is 999999 now") as info:
-            await get(store)
-    assert info.value.errno == errno.ESTALE
-
-
-async def test_server_that_passes_over_range_is_not_believed() -> None:
-    whole = plain(200, BODY, 'ETag: "v1"\r\n')
-    async with BadServer(whole) as bad, store_on(bad) as store:
-        assert await get(store) == BODY
-        with pytest.raises(OSError, match="were asked for") as info:
-            await get(store, 100, 200)
-    assert info.value.errno == errno.EIO
-
-
-async def test_range_that_is_not_said_is_not_believed_even_without_a_length() -> None:
-    async def whole(line: str, asked: dict[str, str], writer: asyncio.StreamWriter) -> None:
-        writer.write(b'HTTP/1.1 200 X\r\nConnection: close\r\nETag: "v1"\r\n\r\n' + BODY[:50])
-        await writer.drain()
-        await asyncio.sleep(0.05)
-        writer.write(BODY[50:100])
-        await writer.drain()
-        writer.close()
-
-    async with BadServer(whole) as bad, store_on(bad) as store:
-        with pytest.raises(OSError, match="were asked for") as info:
-            await get(store, 100, 200)
-    assert info.value.errno == errno.EIO
-
-
-async def test_passing_errors_are_retried_and_lasting_ones_are_not() -> None:
-    async with BadServer(error(503, "SlowDown"), error(500, "InternalError"), partial()) as bad, store_on(bad) as store:
-        assert await get(store, 0, 10) == BODY[:10]
-    assert len(bad.seen) == 3
-    async with BadServer(error(403, "AccessDenied"), partial()) as bad, store_on(bad) as store:
-        with pytest.raises(OSError, match=r"GetObject 'f': 403 AccessDenied: m \(request R4\)") as info:
-            await get(store, 0, 10)
-    assert info.value.errno == errno.EACCES
-    assert len(bad.seen) == 1
-
-
-async def test_store_that_never_recovers_is_an_errno_with_its_own_words(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "pyfusekit.s3fs")
-    async with BadServer(error(500, "InternalError")) as bad, store_on(bad) as store:
-        store.attempts = 3
-        with pytest.raises(OSError, match="InternalError") as info:
-            await get(store, 0, 10)
-    assert info.value.errno == errno.EIO
-    assert len(bad.seen) == 3
-    assert [line.endswith("-> EIO") for line in caplog.messages] == [False, False, True]
-
-
-@pytest.mark.parametrize("answer", [stall, stall_in_body])
-async def test_silent_server_is_etimedout_at_the_deadline(answer: Answer) -> None:
-    async with BadServer(answer) as bad, store_on(bad, deadline=Duration(0.3)) as store:
-        with pytest.raises(OSError, match=r".") as info:
-            await get(store, 0, 10 if answer is stall else len(BODY))
-    assert info.value.errno == errno.ETIMEDOUT
-
-
-async def test_dripping_server_is_etimedout_at_the_deadline() -> None:
-    async def drip(line: str, asked: dict[str, str], writer: asyncio.StreamWriter) -> None:
-        headers = f'ETag: "v1"\r\nContent-Range: bytes 0-999/{len(BODY)}\r\n'
-        writer.write(f"HTTP/1.1 206 X\r\nContent-Length: 1000\r\n{headers}\r\n".encode())
-        for at in range(1000):
-            writer.write(BODY[at : at + 1])
-            await asyncio.sleep(0.05)
-
-    async with BadServer(drip) as bad, store_on(bad, deadline=Duration(0.5)) as store:
-        with pytest.raises(OSError, match="not done within") as info:
-            await get(store, 0, 1000)
-    assert info.value.errno == errno.ETIMEDOUT
-
-
-async def test_deadline_does_not_count_waiting_for_others() -> None:
-    async def slow(line: str, asked: dict[str, str], writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(0.3)
-        await partial()(line, asked, writer)
-
-    async with BadServer(slow) as bad, store_on(bad, max_connections=1, deadline=Duration(1.5)) as store:
-        parts = await asyncio.gather(*(get(store, n, n + 10) for n in range(8)))
-    assert parts == [BODY[n : n + 10] for n in range(8)]
-
-
-@pytest.mark.parametrize("answer", [stall, stall_in_body])
-async def test_interrupt_ends_the_http_request(answer: Answer) -> None:
-    async with BadServer(answer) as bad, store_on(bad) as store:
-        task = asyncio.ensure_future(get(store))
-        await asyncio.wait_for(bad.asked.wait(), 10)
-        await asyncio.sleep(0.05)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        # Within the store's own deadline of 30 s only a cancelled request makes the client hang up.
-        await asyncio.wait_for(bad.broken.wait(), 5)
-
-
-async def test_deadline_grows_with_the_size() -> None:
-    store = AioStore("bucket", S3Options(deadline=Duration(10.0)))
-    assert store.deadline(0) == 10
-    assert store.deadline(4 * MIB) == 42
-
-
-async def test_no_more_requests_than_allowed_are_under_way() -> None:
-    most = 0
-    now = 0
-
-    async def slow(line: str, asked: dict[str, str], writer: asyncio.StreamWriter) -> None:
-        nonlocal most, now
-        now += 1
-        most = max(most, now)
-        await asyncio.sleep(0.02)
-        now -= 1
-        await partial()(line, asked, writer)
-
-    async with BadServer(slow) as bad, store_on(bad, max_connections=4) as store:
-        parts = await asyncio.gather(*(get(store, n * 10, n * 10 + 10) for n in range(20)))
-    assert parts == [BODY[n * 10 : n * 10 + 10] for n in range(20)]
-    assert most == 4
-
-
-@pytest.mark.parametrize("body", [b"<html><body>hello</body></html>", b"It works!", b""])
-async def test_web_server_that_is_no_store_is_unreachable(body: bytes) -> None:
-    async with BadServer(plain(200, body, "Content-Type: text/html\r\n")) as bad:
-        with pytest.raises(MountError, match="does not answer as S3 does") as info:
-            await S3FS("bucket", options(bad.url)).init()
-    assert info.value.kind == "source-unreachable"
-
-
-async def test_refused_keys_are_named() -> None:
-    async with BadServer(error(403, "InvalidAccessKeyId")) as bad:
-        with pytest.raises(MountError, match=r"InvalidAccessKeyId \(key testing from env") as info:
-            await S3FS("bucket", options(bad.url)).init()
-    assert info.value.kind == "access-denied"
-
-
-async def test_page_token_that_repeats_does_not_list_for_ever() -> None:
-    page = (
-        b"<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>"
-        b"<Contents><Key>k</Key><Size>1</Size><ETag>e</ETag><LastModified>2026-01-01T00:00:00Z</LastModified></Contents>"
-        b"</ListBucketResult>"
-    )
-    async with BadServer(plain(200, page)) as bad, running("bucket", options(bad.url)) as fs:
-        walk = fs.opendir(ME, 1, 0)
-        with pytest.raises(OSError, match="repeats its page token") as info:
-            _ = [entry async for entry in walk.entries(2, plus=True)]
-    assert info.value.errno == errno.EIO
+async def test_storage_class_is_the_options_and_a_copy_keeps_its_own(moto: S3Server) -> None:
+    moto.client().create_bucket(Bucket="classes")
+    async with store_on(moto, "classes", storage_class="STANDARD_IA") as store:
+        made = await store.put("k", Bytes(b"x"), NOTHING)
+        assert (await store.head("k")).item.storage_class == made.storage_class == "STANDARD_IA"
+        upload = await store.create_upload("m", NOTHING)
+        assert (await store.complete(upload, [await store.upload_part(upload, 1, Bytes(b"x"))])).storage_class == "STANDARD_IA"
+        assert (await store.head("m")).item.storage_class == "STANDARD_IA"
+    async with store_on(moto, "classes") as store:
+        assert (await store.copy(made, "copy", None)).storage_class == "STANDARD_IA"
+        assert (await store.head("copy")).item.storage_class == "STANDARD_IA"
+
+
+async def test_encryption_is_the_options(moto: S3Server) -> None:
+    moto.client().create_bucket(Bucket="encrypted")
+    async with store_on(moto, "encrypted", sse="aws:kms", sse_kms_key="arn:aws:kms:us-east-1:1:key/k") as store:
+        made = await store.put("k", Bytes(b"x"), NOTHING)
+        upload = await store.create_upload("m", NOTHING)
+        await store.complete(upload, [await store.upload_part(upload, 1, Bytes(b"x"))])
+        await store.copy(made, "c", None)
+        for key in "kmc":
+            headers = (await store.head(key)).headers
+            assert headers["x-amz-server-side-encryption"] == "aws:kms"
+            assert headers["x-amz-server-side-encryption-aws-kms-key-id"] == "arn:aws:kms:us-east-1:1:key/k"
+
+
+async def test_changed_bytes_are_refused_by_a_store_that_looks(seaweed: SeaweedServer, seaweed_bucket: str) -> None:
+    class Changed(Bytes):
+        def crc32(self) -> int:
+            return zlib.crc32(self.data) ^ 1
+
+    for thin in (True, False):
+        async with store_on(seaweed, seaweed_bucket, thin=thin) as store:
+            store.attempts = 2
+            for size in (10, MIB):
+                with pytest.raises(StoreError, match="BadDigest") as info:
+                    await store.put("k", Changed(b"x" * size), NOTHING)
+                assert info.value.errno == errno.EIO
+            assert (await store.list("")).objects == []
+
+
+async def test_wrong_checksum_of_the_whole_is_refused(seaweed: SeaweedServer, seaweed_bucket: str) -> None:
+    async with store_on(seaweed, seaweed_bucket) as store:
+        store.attempts = 1
+        upload = await store.create_upload("k", NOTHING)
+        part = await store.upload_part(upload, 1, Bytes(b"x"))
+        with pytest.raises(StoreError, match="BadDigest"):
+            await store.complete(upload, [part._replace(crc32=1)])
+        await store.abort(upload)
+
+
+async def test_conditions_on_copies_and_completions_hold(seaweed: SeaweedServer, seaweed_bucket: str) -> None:
+    for thin in (True, False):
+        async with store_on(seaweed, seaweed_bucket, thin=thin) as store:
+            one, two = [await store.put(key, Bytes(key.encode()), NOTHING) for key in ("one", "two")]
+            for condition in (ABSENT, Condition(match=one.etag)):
+                with pytest.raises(StoreError) as info:
+                    await store.copy(one, "two", None, condition)
+                assert info.value.errno == errno.ESTALE
+                upload = await store.create_upload("two", NOTHING)
+                part = await store.upload_part(upload, 1, Bytes(b"x"))
+                with pytest.raises(StoreError) as info:
+                    await store.complete(upload, [part], condition)
+                assert refused(info) == (errno.ESTALE, "PreconditionFailed")
+                await store.abort(upload)
+            with pytest.raises(StoreError) as info:
+                await store.copy(one._replace(etag="0" * 32), "three", None)
+            assert info.value.errno == errno.ESTALE
+            upload = await store.create_upload("two", NOTHING)
+            with pytest.raises(StoreError) as info:
+                await store.copy_part(upload, 1, one._replace(etag="0" * 32), 0, 2)
+            assert info.value.errno == errno.ESTALE
+            await store.abort(upload)
+            assert (await store.copy(one, "two", None, Condition(match=two.etag))).etag == one.etag
+            assert await store.delete_many(["one", "two"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "secret", "code"), [("nobody", "testing", "InvalidAccessKeyId"), ("testing", "wrong", "SignatureDoesNotMatch")]
+)
+async def test_wrong_credentials_are_eacces(
+    key: str, secret: str, code: str, seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    for thin in (True, False):
+        async with store_on(seaweed, "bucket", thin=thin) as store:
+            for request in (
+                store.list(""),
+                store.put("k", Bytes(b"x"), NOTHING),
+                store.put("k", Bytes(b"x" * MIB), NOTHING),
+                store.create_upload("k", NOTHING),
+            ):
+                with pytest.raises(StoreError, match=code) as info:
+                    await request
+                assert info.value.errno == errno.EACCES
+            with pytest.raises(StoreError) as info:
+                await store.head("k")
+            assert info.value.errno == errno.EACCES
+
+
+async def test_wrong_clock_is_corrected(seaweed: SeaweedServer, seaweed_bucket: str) -> None:
+    async with store_on(seaweed, seaweed_bucket) as store:
+        clock = store.link._clock
+        truth = clock.now
+        clock.now = lambda: truth() + 3600
+        made = await store.put("k", Bytes(b"x" * MIB), NOTHING)
+        upload = await store.create_upload("k", NOTHING)
+        await store.abort(upload)
+        assert await read(store, made, 0, 3) == b"xxx"
+        assert clock.offset == pytest.approx(-3600, abs=30)
+        assert store.link.use_thin
+        await store.delete("k")

@@ -27,6 +27,8 @@ class StoreError(OSError):
         self.status = status
         self.request_id = request_id
         self.retryable = retryable
+        self.tries = 0
+        """How often the request was sent; a condition refused at the first attempt was refused for somebody else's change."""
 
 
 class Row(NamedTuple):
@@ -41,6 +43,7 @@ BY_CODE: dict[str, Row] = {
     "NoSuchKey": Row(errno.ENOENT),
     "NoSuchBucket": Row(errno.ENOENT),
     "NoSuchVersion": Row(errno.ENOENT),
+    "NoSuchUpload": Row(errno.ENOENT),
     "InvalidBucketName": Row(errno.ENOENT),
     "KeyTooLongError": Row(errno.ENAMETOOLONG),
     # Who asks, or with what: the file's permissions as far as a program is concerned.
@@ -51,13 +54,25 @@ BY_CODE: dict[str, Row] = {
     "SignatureDoesNotMatch": Row(errno.EACCES),
     "ExpiredToken": Row(errno.EACCES),
     "InvalidToken": Row(errno.EACCES),
+    "TokenRefreshRequired": Row(errno.EACCES),
     "RequestTimeTooSkewed": Row(errno.EACCES),
+    "RequestExpired": Row(errno.EACCES),
+    "KMS.DisabledException": Row(errno.EACCES),
+    "KMS.NotFoundException": Row(errno.EACCES),
     # Another version than the one that was opened. InvalidRange: it became shorter.
     "PreconditionFailed": Row(errno.ESTALE),
     "InvalidRange": Row(errno.ESTALE),
+    # Two conditional writes met: whether it may be tried again is the writer's to say (a multipart upload is lost).
+    "ConditionalRequestConflict": Row(errno.EBUSY),
     # Archived (Glacier) and not restored. "No data available" sends nobody looking at permissions (the status is 403) or at
     # a broken disk (EIO), and it is what Lustre says of an archived file that it cannot restore.
     "InvalidObjectState": Row(errno.ENODATA),
+    # Limits of the store.
+    "EntityTooLarge": Row(errno.EFBIG),
+    "MetadataTooLarge": Row(errno.E2BIG),
+    "RequestHeaderSectionTooLarge": Row(errno.E2BIG),
+    "QuotaExceeded": Row(errno.EDQUOT),
+    "InsufficientStorage": Row(errno.ENOSPC),
     # Too much is asked of the store. EBUSY, not EAGAIN: programs take EAGAIN for a non-blocking descriptor, and spin.
     "SlowDown": Row(errno.EBUSY, True),
     "ServiceUnavailable": Row(errno.EBUSY, True),
@@ -66,15 +81,18 @@ BY_CODE: dict[str, Row] = {
     "ThrottlingException": Row(errno.EBUSY, True),
     "TooManyRequests": Row(errno.EBUSY, True),
     "RequestTimeout": Row(errno.ETIMEDOUT, True),
-    # The store's own trouble.
+    # The store's own trouble, or the line's: what arrived was not what was sent.
     "InternalError": Row(errno.EIO, True),
     "OperationAborted": Row(errno.EBUSY, True),
+    "BadDigest": Row(errno.EIO, True),
+    "IncompleteBody": Row(errno.EIO, True),
     # What the store does not do.
     "NotImplemented": Row(errno.EOPNOTSUPP),
     "MethodNotAllowed": Row(errno.EOPNOTSUPP),
     # The bucket is in another region and the store did not say where.
     "PermanentRedirect": Row(errno.EIO),
     "AuthorizationHeaderMalformed": Row(errno.EIO),
+    "IllegalLocationConstraintException": Row(errno.EIO),
 }
 
 BY_STATUS: dict[int, Row] = {
@@ -82,8 +100,11 @@ BY_STATUS: dict[int, Row] = {
     401: Row(errno.EACCES),
     403: Row(errno.EACCES),
     404: Row(errno.ENOENT),
+    405: Row(errno.EOPNOTSUPP),
     408: Row(errno.ETIMEDOUT, True),
+    409: Row(errno.EBUSY),
     412: Row(errno.ESTALE),
+    413: Row(errno.EFBIG),
     416: Row(errno.ESTALE),
     429: Row(errno.EBUSY, True),
     500: Row(errno.EIO, True),
@@ -91,12 +112,33 @@ BY_STATUS: dict[int, Row] = {
     502: Row(errno.EIO, True),
     503: Row(errno.EBUSY, True),
     504: Row(errno.ETIMEDOUT, True),
+    507: Row(errno.ENOSPC),
 }
+
+THROTTLED = frozenset(
+    {
+        "SlowDown",
+        "ServiceUnavailable",
+        "RequestLimitExceeded",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequests",
+    }
+)
+"""Codes with which the store says that it is asked too much; so do the statuses 429 and 503."""
+
+RENEWABLE = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId", "RequestExpired"})
+"""Codes that other credentials would mend: somebody may have renewed them meanwhile."""
 
 
 def row_of(code: str, status: int) -> Row:
     """Return what a code stands for, or else its status, or else EIO."""
     return BY_CODE.get(code) or BY_STATUS.get(status) or Row(errno.EIO)
+
+
+def throttled(error: StoreError) -> bool:
+    """Return whether the store said that it is asked too much."""
+    return error.code in THROTTLED or error.status in (429, 503)
 
 
 def translate(what: str, exc: Exception) -> StoreError:
@@ -120,9 +162,9 @@ def translate(what: str, exc: Exception) -> StoreError:
         return StoreError(errno.EIO, f"{what}: the answer is not S3's: {_one_line(exc)}", code="NotS3")
     if isinstance(exc, (boto.ReadTimeoutError, boto.ConnectTimeoutError, TimeoutError)):
         return StoreError(errno.ETIMEDOUT, f"{what}: no answer in time", retryable=True)
-    if isinstance(exc, boto.SSLError):
+    if isinstance(exc, (boto.SSLError, aiohttp.ClientSSLError)):
         return StoreError(errno.EHOSTDOWN, f"{what}: {reason_of(exc)}")
-    if isinstance(exc, (boto.EndpointConnectionError, boto.ProxyConnectionError)):
+    if isinstance(exc, (boto.EndpointConnectionError, boto.ProxyConnectionError, aiohttp.ClientConnectorError)):
         return StoreError(errno.EHOSTDOWN, f"{what}: {reason_of(exc)}", retryable=True)
     if isinstance(
         exc, (boto.HTTPClientError, boto.IncompleteReadError, boto.ResponseStreamingError, aiohttp.ClientError, OSError)
@@ -133,18 +175,26 @@ def translate(what: str, exc: Exception) -> StoreError:
     raise exc
 
 
-def _answered(what: str, response: dict[str, Any]) -> StoreError:
-    """Return the error the store answered with. *response* comes from the network: anything may be missing."""
-    said = response.get("Error") or {}
-    meta = response.get("ResponseMetadata") or {}
-    code = str(said.get("Code") or "")
-    status = int(meta.get("HTTPStatusCode") or 0)
-    request_id = str(meta.get("RequestId") or "")
+def refused(what: str, status: int, code: str, words: str, request_id: str) -> StoreError:
+    """Return the error of an answer that said *status*, *code* and *words*: they come from the network, and may be empty."""
     row = row_of(code, status)
-    words = " ".join(str(said.get("Message") or "").split())
+    words = " ".join(words.split())
     text = " ".join(part for part in (str(status or ""), code if code != str(status) else "") if part)
     message = f"{what}: {text}" + (f": {words}" if words else "") + (f" (request {request_id})" if request_id else "")
     return StoreError(row.errno, message, code=code, status=status, request_id=request_id, retryable=row.retryable)
+
+
+def _answered(what: str, response: dict[str, Any]) -> StoreError:
+    """Return the error of an answer as botocore parsed it. Anything may be missing."""
+    said = response.get("Error") or {}
+    meta = response.get("ResponseMetadata") or {}
+    return refused(
+        what,
+        int(meta.get("HTTPStatusCode") or 0),
+        str(said.get("Code") or ""),
+        str(said.get("Message") or ""),
+        str(meta.get("RequestId") or ""),
+    )
 
 
 def _credential_errors() -> tuple[type[Exception], ...]:
@@ -188,4 +238,16 @@ def _one_line(exc: BaseException) -> str:
     return " ".join(str(exc).split()) or type(exc).__name__
 
 
-__all__ = ["BY_CODE", "BY_STATUS", "Row", "StoreError", "reason_of", "row_of", "translate"]
+__all__ = [
+    "BY_CODE",
+    "BY_STATUS",
+    "RENEWABLE",
+    "THROTTLED",
+    "Row",
+    "StoreError",
+    "reason_of",
+    "refused",
+    "row_of",
+    "throttled",
+    "translate",
+]

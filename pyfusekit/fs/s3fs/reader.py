@@ -1,223 +1,257 @@
-"""Reading one version of one object: ranges in flight, and a window ahead of a sequential reader.
+"""Reading one version of one object, for all who have it open: from memory, from the disk cache, from the store.
 
-A Reader belongs to an open file. While reads go on where the last one ended, it keeps a stream: fetches that lie one behind
-the other, each a ranged GET that fills a buffer, the last of them up to *window* bytes ahead of the reader. The window
-doubles when the reader had to wait and never otherwise, so a slow reader is not fetched for in vain. A read elsewhere is
-one GET of just its range.
+A Reader is a Prefetcher (pyfusekit.cache) whose ranges are GETs with If-Match, so what it returns is one version or ESTALE.
+Where there is a disk cache, what came from the store is kept there, and what is there is not asked for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Coroutine
-from typing import Any
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeAlias
 
+from pyfusekit.cache import BLOCK, Budget, Entry, Prefetcher
 from pyfusekit.core import Data
 
-from .store import Object, Store
+from .store import Object, Store, same_version
 
-FIRST_WINDOW = 1 << 20
-"""What is fetched ahead at first. The kernel adds its own readahead to the reads it sends."""
-LARGEST_PART = 4 << 20
-"""Bytes of one GET in a stream: enough to hide what a request costs."""
-KEEP_BEHIND = 1 << 20
-"""Bytes kept behind the reader: the kernel's readahead is not asked in strict order."""
+SMALL = 1 << 20
+"""An object of so many bytes is worth fetching whole before it is opened."""
+IN_ORDER = 8
+"""Files opened in the order of a listing, one behind the other, until those that follow are fetched before they are opened."""
+AHEAD = 16
+"""How many of them."""
+_COPY = 256 << 10
+_BATCH = 1 << 20
+_GAP = 512 << 10
+"""Bytes between two ranges that are rather fetched twice than asked for apart."""
+_NEAR = 8
+"""How far behind the last one a file may be in the listing and still be in order: several may walk together."""
+_WALKS = 16
 
-
-class Fetch:
-    """A range on its way: a GET that fills *buffer*, and those who wait for it.
-
-    INVARIANT: buffer[:filled] is right and stays as it is; when *task* is done, filled == len(buffer) or *error* says why not.
-    """
-
-    __slots__ = ("_wakers", "buffer", "end", "error", "filled", "start", "task", "users")
-
-    def __init__(self, store: Store, item: Object, start: int, end: int) -> None:
-        self.start = start
-        self.end = end
-        self.buffer = bytearray(end - start)
-        self.filled = 0
-        self.error: Exception | None = None
-        self.users = 0
-        """Reads that need it; only a fetch without any is cancelled."""
-        self._wakers: set[asyncio.Future[None]] = set()
-        self.task = asyncio.ensure_future(self._run(store, item))
-
-    async def _run(self, store: Store, item: Object) -> None:
-        try:
-            await store.get(item, self.start, self.end - self.start, self._take)
-            if self.filled < len(self.buffer):
-                self.error = OSError(errno.EIO, f"{item.key!r}: {len(self.buffer) - self.filled} bytes are missing")
-        except Exception as exc:
-            self.error = exc
-        except asyncio.CancelledError:
-            self.error = OSError(errno.EINTR, f"{item.key!r}: the file was closed")
-            raise
-        finally:
-            self._wake()
-
-    def _take(self, piece: bytes) -> None:
-        upto = self.filled + len(piece)
-        if upto > len(self.buffer):
-            raise OSError(errno.EIO, "more bytes came than were asked for")
-        self.buffer[self.filled : upto] = piece
-        self.filled = upto
-        self._wake()
-
-    def _wake(self) -> None:
-        for waker in self._wakers:
-            if not waker.done():
-                waker.set_result(None)
-
-    def has(self, upto: int) -> bool:
-        """Return whether the bytes before the offset *upto* are there."""
-        return self.start + self.filled >= upto
-
-    async def wait(self, upto: int) -> None:
-        """Wait until the bytes before *upto* are there; raise what went wrong."""
-        while not self.has(upto):
-            if self.error is not None:
-                # A fresh exception for each: several readers may wait for one fetch, and a traceback is not theirs to share.
-                if isinstance(self.error, OSError):
-                    raise OSError(self.error.errno, self.error.strerror) from self.error
-                raise self.error
-            waker = asyncio.get_running_loop().create_future()
-            self._wakers.add(waker)
-            try:
-                await waker
-            finally:
-                self._wakers.discard(waker)
+Version: TypeAlias = tuple[str, str, int]
 
 
 class Reader:
-    """The bytes of *item*, for one open file. *limit* is the largest window; 0 fetches nothing that was not asked for."""
+    """The bytes of *item*. *limit* is the largest window ahead of each who reads in order; 0 fetches nothing unasked.
 
-    __slots__ = ("_expected", "_stream", "_tasks", "item", "limit", "store", "window")
+    *entry* is the item's in the disk cache; who opened it closes it, after the reader. *tasks* gets what runs beside the
+    requests. *version* reads an older version by its id. *item* may be replaced by a copy of the same bytes under another key.
+    """
 
-    def __init__(self, store: Store, item: Object, limit: int, tasks: set[asyncio.Task[None]]) -> None:
+    __slots__ = ("_run", "_upto", "entry", "item", "prefetch", "store", "version")
+
+    def __init__(
+        self,
+        store: Store,
+        item: Object,
+        *,
+        limit: int,
+        budget: Budget,
+        tasks: set[asyncio.Task[Any]],
+        entry: Entry | None = None,
+        version: str = "",
+    ) -> None:
         self.store = store
         self.item = item
-        self.limit = limit
-        self.window = min(FIRST_WINDOW, limit)
-        self._tasks = tasks
-        """All fetches of the filesystem: who ends it waits for them."""
-        self._stream: list[Fetch] = []
-        """INVARIANT: in order, without gaps: each begins where the one before ends."""
-        self._expected = 0
-        """Where a sequential reader reads next."""
+        self.entry = entry
+        """Complete, it answers everything."""
+        self.version = version
+        align = 1 if entry is None else BLOCK
+        self.prefetch = Prefetcher(self._fetch, item.size, limit, budget, tasks, align=align, name=repr(item.key))
+        self._upto = 0
+        """Where the last read that the disk cache answered ended."""
+        self._run = 0
+        """How many bytes it had answered in order by then."""
+        if entry is not None and entry.doubtful:
+            entry.verify_later()
 
-    def read(self, offset: int, size: int) -> bytes | list[Data] | Coroutine[Any, Any, bytes | list[Data]]:
+    def read(self, offset: int, size: int) -> bytes | list[Data] | Coroutine[Any, Any, list[Data]]:
         """Return up to *size* bytes from *offset*; at once when they are there, else a coroutine."""
-        end = min(offset + size, self.item.size)
-        if offset >= end:
-            return b""
-        sequential = self._goes_on(offset)
-        self._expected = end
-        if not sequential:
-            return self._read_alone(offset, end)
-        self._drop_failed()
-        self._extend(offset, end)
-        needed = [fetch for fetch in self._stream if fetch.start < end and fetch.end > offset]
-        if all(fetch.has(min(end, fetch.end)) for fetch in needed):
-            return _pieces(needed, offset, end)
-        for fetch in needed:
-            fetch.users += 1
-        return self._read_stream(needed, offset, end)
+        entry = self.entry
+        if entry is None:
+            return self.prefetch.read(offset, size)
+        if entry.complete or not self.prefetch.covers(offset):
+            data = entry.read(offset, size)
+            if data is not None:
+                self._run = len(data) + (self._run if offset == self._upto else 0)
+                self._upto = offset + len(data)
+                return data
+        return self.prefetch.read(offset, size, self._run if offset == self._upto else 0)
+
+    def at_hand(self) -> bytes | None:
+        """Return the whole object when nothing need be asked for it."""
+        found = self.entry.read(0, self.item.size) if self.entry is not None else None
+        return found if found is not None else self.prefetch.whole()
 
     async def begin(self) -> None:
-        """Fetch a small object whole and wait for its first bytes, so that opening it shows whether it can be read."""
-        if not self._stream:
-            self._stream.append(self._fetch(0, self.item.size))
-        self._stream[0].users += 1
-        await self._wait(self._stream[:1], 1)
+        """Fetch a small object whole and wait for its first bytes, so that opening it shows whether it can be read.
+
+        When the disk cache has it, the store is asked only whether it is still that version: ESTALE.
+        """
+        if self.entry is None or self.entry.read(0, self.item.size) is None:
+            await self.prefetch.begin()
+        elif not same_version(self.item, (await self.store.head(self.item.key)).item):
+            raise OSError(errno.ESTALE, f"{self.item.key!r} was replaced")
 
     def close(self) -> None:
-        """End all fetches; nobody reads any more."""
-        for fetch in self._stream:
-            fetch.task.cancel()
-        self._stream.clear()
+        """End all requests but those that reads wait for; nobody begins to read any more."""
+        self.prefetch.close()
 
-    def _goes_on(self, offset: int) -> bool:
-        """Return whether a read at *offset* belongs to the stream, or begins one."""
-        if self._stream and self._stream[0].start <= offset <= self._stream[-1].end:
-            return True
-        return self.limit > 0 and offset == self._expected
+    async def _fetch(self, start: int, end: int, sink: Callable[[bytes], None]) -> None:
+        """Hand on [start, end): what the disk cache has from there, the rest from the store."""
+        entry = self.entry
+        if entry is None:
+            await self.store.get(self.item, start, end - start, sink, version=self.version)
+            return
+        position = start
+        for first, upto in [*_merged(entry.missing(start, end)), (end, end)]:
+            while position < first:
+                data = entry.read(position, min(_COPY, first - position))
+                if data is None:
+                    await self._fetch_and_keep(entry, position, first, sink)
+                    position = first
+                    break
+                sink(data)
+                position += len(data)
+                # Others have their turn: this goes on at the speed of the disk.
+                await asyncio.sleep(0)
+            if position < min(upto, end):
+                await self._fetch_and_keep(entry, position, min(upto, end), sink)
+                position = min(upto, end)
 
-    def _fetch(self, start: int, end: int) -> Fetch:
-        fetch = Fetch(self.store, self.item, start, end)
-        self._tasks.add(fetch.task)
-        fetch.task.add_done_callback(self._tasks.discard)
-        return fetch
+    async def _fetch_and_keep(self, entry: Entry, start: int, end: int, sink: Callable[[bytes], None]) -> None:
+        """Get [start, end) from the store and keep it on the disk, a few blocks at a time."""
+        pieces: list[bytes | memoryview] = []
+        position = begun = start
 
-    def _let_go(self, fetches: list[Fetch]) -> None:
-        for fetch in fetches:
-            if not fetch.users:
-                fetch.task.cancel()
+        def keep(piece: bytes) -> None:
+            nonlocal position, begun, pieces
+            sink(piece)
+            pieces.append(piece)
+            position += len(piece)
+            rest = position % BLOCK
+            if position == end:
+                # At once: whoever waits for these bytes may close the file when he has them.
+                entry.write_later(begun, pieces)
+                pieces = []
+                begun = end
+            elif position - rest - begun >= _BATCH:
+                # Whole blocks: batches may be written in another order.
+                view = memoryview(piece)
+                pieces[-1] = view[: len(piece) - rest]
+                entry.write_later(begun, pieces)
+                pieces = [view[len(piece) - rest :]]
+                begun = position - rest
 
-    def _drop_failed(self) -> None:
-        """Forget a fetch that failed, and what lies behind it: the next reader tries again."""
-        for index, fetch in enumerate(self._stream):
-            if fetch.error is not None:
-                self._let_go(self._stream[index:])
-                del self._stream[index:]
-                return
-
-    def _extend(self, offset: int, end: int) -> None:
-        """Make the stream reach *end* and the window behind it, and let go of what lies far behind *offset*."""
-        if not self._stream or not self._stream[0].start <= offset <= self._stream[-1].end:
-            self._let_go(self._stream)
-            self._stream.clear()
-            self._stream.append(self._fetch(offset, min(self.item.size, max(end, offset + self.window))))
-        part = min(LARGEST_PART, max(FIRST_WINDOW, self.window // 4))
-        reached = self._stream[-1].end
-        while reached < self.item.size and (reached < end or reached + part <= end + self.window):
-            upto = min(self.item.size, max(end, reached + part) if reached < end else reached + part)
-            self._stream.append(self._fetch(reached, upto))
-            reached = upto
-        while self._stream[0].end + KEEP_BEHIND <= offset:
-            self._let_go([self._stream.pop(0)])
-
-    async def _read_stream(self, needed: list[Fetch], offset: int, end: int) -> list[Data]:
-        """Wait for [offset, end), which *needed* holds: a later read may drop them from the stream."""
-        if self.limit:
-            self.window = min(self.limit, max(self.window, FIRST_WINDOW) * 2)
-        await self._wait(needed, end)
-        return _pieces(needed, offset, end)
-
-    async def _wait(self, needed: list[Fetch], end: int) -> None:
-        """Wait for the bytes before *end*; each of *needed* was given a user, who goes away here."""
-        interrupted = False
         try:
-            for fetch in needed:
-                await fetch.wait(min(end, fetch.end))
-        except asyncio.CancelledError:
-            interrupted = True
-            raise
+            await self.store.get(self.item, start, end - start, keep, version=self.version)
         finally:
-            for fetch in needed:
-                fetch.users -= 1
-            # When nobody else reads, what an interrupted reader asked for ends now and not at its deadline.
-            if interrupted and not any(fetch.users for fetch in self._stream):
-                self._let_go(needed)
-                self.close()
-
-    async def _read_alone(self, offset: int, end: int) -> bytes:
-        """GET just this range."""
-        pieces: list[bytes] = []
-        await self.store.get(self.item, offset, end - offset, pieces.append)
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        if len(data) != end - offset:
-            raise OSError(errno.EIO, f"{self.item.key!r}: {len(data)} bytes came of {end - offset}")
-        return data
+            if pieces:
+                entry.write_later(begun, pieces)
 
 
-def _pieces(fetches: list[Fetch], offset: int, end: int) -> list[Data]:
-    """Return [offset, end) as views of the buffers of *fetches*, which hold it."""
-    return [
-        memoryview(fetch.buffer)[max(offset, fetch.start) - fetch.start : min(end, fetch.end) - fetch.start]
-        for fetch in fetches
-    ]
+class Neighbours:
+    """Small files fetched before they are opened, for who opens the files of a directory one behind the other.
+
+    make(item) returns a Reader, for :meth:`take` to hand over with its entry. What was fetched is good for *believed* seconds:
+    as long as it would be believed that the object is still there without asking.
+    """
+
+    def __init__(self, make: Callable[[Object], Reader], believed: float) -> None:
+        self._make = make
+        self.believed = believed
+        self._ready: OrderedDict[Version, tuple[float, Reader]] = OrderedDict()
+        """And until when they are good."""
+        self._walks: OrderedDict[str, _Walk] = OrderedDict()
+
+    def take(self, item: Object) -> Reader | None:
+        """Return the reader of *item* that was made before it was opened: the caller's from now on."""
+        until, reader = self._ready.pop(_version(item), (0.0, None))
+        if reader is not None and until < time.monotonic():
+            _end(reader)
+            return None
+        return reader
+
+    def opened(self, directory: str, item: Object, following: Callable[[str, int], Sequence[Object]]) -> None:
+        """Note that *item* of *directory* is being opened, and fetch what follows.
+
+        following(key, count) returns the objects of that directory behind *key* in the order of the listing, as far as they
+        are known without asking the store.
+        """
+        if self.believed <= 0:
+            return
+        walk = self._walks.pop(directory, None) or _Walk()
+        self._walks[directory] = walk
+        if len(self._walks) > _WALKS:
+            self._walks.popitem(last=False)
+        if walk.goes_on(item.key, following) and len(self._ready) <= AHEAD // 2:
+            self._fetch(walk, following(max(item.key, walk.fetched), AHEAD))
+
+    def _fetch(self, walk: _Walk, items: Sequence[Object]) -> None:
+        now = time.monotonic()
+        while self._ready and next(iter(self._ready.values()))[0] < now:
+            _end(self._ready.popitem(last=False)[1][1])
+        for item in items:
+            name = _version(item)
+            if 0 < item.size <= SMALL and item.etag and name not in self._ready:
+                reader = self._make(item)
+                if not reader.prefetch.begin_ahead():
+                    _end(reader)
+                    return
+                self._ready[name] = now + self.believed, reader
+            walk.fetched = item.key
+
+    def close(self) -> None:
+        """End what nobody opened."""
+        while self._ready:
+            _end(self._ready.popitem()[1][1])
 
 
-__all__ = ["Fetch", "Reader"]
+class _Walk:
+    """How far somebody opened the files of a directory in order."""
+
+    __slots__ = ("count", "fetched", "last")
+
+    def __init__(self) -> None:
+        self.last = ""
+        self.count = 0
+        self.fetched = ""
+        """The last key that was fetched before it was opened."""
+
+    def goes_on(self, key: str, following: Callable[[str, int], Sequence[Object]]) -> bool:
+        """Return whether *key* is one more in a row."""
+        if self.count and key <= self.last:
+            return False
+        near = self.count and any(item.key == key for item in following(self.last, _NEAR))
+        self.count = self.count + 1 if near else 1
+        self.last = key
+        return self.count >= IN_ORDER
+
+
+def _end(reader: Reader) -> None:
+    """End a reader that nobody took."""
+    reader.close()
+    if reader.entry is not None:
+        reader.entry.close()
+
+
+def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return *ranges* with those joined that lie so close that one request costs less than two."""
+    found: list[tuple[int, int]] = []
+    for start, end in ranges:
+        if found and start - found[-1][1] <= _GAP:
+            found[-1] = (found[-1][0], end)
+        else:
+            found.append((start, end))
+    return found
+
+
+def _version(item: Object) -> Version:
+    return item.key, item.etag, item.size
+
+
+__all__ = ["AHEAD", "IN_ORDER", "SMALL", "Neighbours", "Reader"]

@@ -1,41 +1,37 @@
-"""The object store: listing, asking and reading, each under a deadline, with retries, failing with an errno.
+"""What the filesystem knows of an object store: a protocol, and the values it speaks in.
 
-Store is all the filesystem knows of S3; AioStore is the one on aiobotocore. aiobotocore brings the credential chain, regions
-and signatures; retries are ours, because botocore's end where a body begins.
+Every method raises StoreError and nothing else, and may be cancelled at any time, which ends its HTTP request. A request that
+was cancelled or failed may still have been done by the store.
 """
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import logging
-import random
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
-from typing import Any, NamedTuple, Protocol, TypeVar
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-from .errors import StoreError, translate
-from .options import S3Options
-
-log = logging.getLogger("pyfusekit.s3fs")
-
-T = TypeVar("T")
-
-ATTEMPTS = 5
-"""How often a request is sent, when the failure is one that may pass."""
-SECONDS_PER_BYTE = 8.0 / (1 << 20)
-"""What a byte adds to a request's deadline: 128 KiB/s is the slowest line that is waited for."""
-_CHUNK = 1 << 20
+MIN_PART = 5 << 20
+"""Bytes of the smallest part of a multipart upload but the last (S3 user guide, "multipart upload limits")."""
+MAX_PART = 5 << 30
+"""Bytes of the largest part, of the largest PutObject and of the largest CopyObject."""
+MAX_PARTS = 10_000
+MAX_OBJECT = 5 << 40
+KEY_MAX = 1024
+"""Bytes of the longest key."""
 
 
 class Object(NamedTuple):
-    """What a listing or a HEAD says of an object."""
+    """One version of an object, as a listing, a HEAD or the answer to a write says."""
 
     key: str
     size: int
     mtime_ns: int
+    """LastModified. Of an answer to a write: the time the store says it is, which may differ by a second."""
     etag: str
     """The version, without its quotes; empty when the store says none."""
+    storage_class: str = ""
+    """As the listing says; empty is STANDARD."""
 
 
 class Page(NamedTuple):
@@ -48,8 +44,144 @@ class Page(NamedTuple):
     """Asks for the next page; empty when this is the last."""
 
 
+class Head(NamedTuple):
+    """What HeadObject says of an object."""
+
+    item: Object
+    metadata: Mapping[str, str]
+    """User metadata: names in lower case without "x-amz-meta-"."""
+    headers: Mapping[str, str]
+    """The other headers that describe the object, names in lower case: content-type, cache-control, content-encoding,
+    content-disposition, content-language, expires, and every x-amz-* but the metadata (x-amz-version-id, x-amz-restore...)."""
+
+
+class Attributes(NamedTuple):
+    """What a new version carries beside its bytes; storage class and encryption of new objects are the store's options."""
+
+    metadata: Mapping[str, str] = {}
+    headers: Mapping[str, str] = {}
+    """content-type, cache-control, content-encoding, content-disposition, content-language, expires."""
+
+
+class Condition(NamedTuple):
+    """What must hold for a write to be done: ESTALE otherwise."""
+
+    match: str = ""
+    """The ETag the key must hold."""
+    absent: bool = False
+    """The key must hold nothing."""
+
+
+ANYWAY = Condition()
+ABSENT = Condition(absent=True)
+
+
+class Upload(NamedTuple):
+    """A multipart upload under way."""
+
+    key: str
+    id: str
+
+
+class Part(NamedTuple):
+    """A part the store has."""
+
+    number: int
+    """From 1 to MAX_PARTS."""
+    etag: str
+    size: int
+    crc32: int | None = None
+
+
+class Begun(NamedTuple):
+    """A multipart upload somebody began and has not ended."""
+
+    upload: Upload
+    begun_ns: int
+
+
+class Version(NamedTuple):
+    """One version of an object in a bucket that keeps versions."""
+
+    item: Object
+    id: str
+    latest: bool
+    deleted: bool
+    """A delete marker: no bytes."""
+
+
+class Versions(NamedTuple):
+    """One answer of ListObjectVersions with the delimiter "/"."""
+
+    versions: list[Version]
+    prefixes: list[str]
+    token: str
+    """Opaque; empty when this is the last page."""
+
+
+class Body(Protocol):
+    """Bytes to be sent, perhaps more than once: a retry begins again."""
+
+    @property
+    def size(self) -> int:
+        """How many."""
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield them from the first, in pieces of at most 1 MiB; the same with every call."""
+
+    def crc32(self) -> int:
+        """Return zlib.crc32 of them; may take a millisecond a MiB, so call it in a thread when there are many."""
+
+
+class Bytes:
+    """A Body in memory."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    @property
+    def size(self) -> int:
+        """How many bytes."""
+        return len(self.data)
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield them."""
+        for start in range(0, len(self.data), 1 << 20):
+            yield self.data if len(self.data) <= 1 << 20 else self.data[start : start + (1 << 20)]
+
+    def crc32(self) -> int:
+        """Return their checksum."""
+        return zlib.crc32(self.data)
+
+
+@dataclass(slots=True)
+class Features:
+    """What the server really does, found by the probe or learnt on the way: True until shown otherwise.
+
+    A header that is sent is no guarantee: many servers pass over what they do not know (reference/s3.md section 5).
+    """
+
+    get_if_match: bool = True
+    put_if_absent: bool = True
+    put_if_match: bool = True
+    complete_if: bool = True
+    """Conditions on CompleteMultipartUpload."""
+    copy_if: bool = True
+    """Conditions on what CopyObject replaces."""
+    delete_if: bool = True
+    copy_part: bool = True
+    """UploadPartCopy with a range."""
+    checksums: bool = True
+    """x-amz-checksum-crc32 on uploads."""
+    tags: bool = True
+
+
 class Store(Protocol):
-    """A bucket. Every method raises StoreError and may be cancelled at any time, which ends its HTTP request."""
+    """A bucket."""
+
+    features: Features
 
     async def start(self) -> None:
         """Make the connection; nothing is sent yet."""
@@ -57,238 +189,99 @@ class Store(Protocol):
     async def close(self) -> None:
         """End everything that is under way. May be called twice."""
 
-    async def list(self, prefix: str, *, token: str = "", start_after: str = "", max_keys: int = 1000) -> Page:
-        """Return the objects that begin with *prefix* and have no "/" behind it, and the common prefixes of the others.
+    async def list(
+        self, prefix: str, *, token: str = "", start_after: str = "", max_keys: int = 1000, delimiter: str = "/"
+    ) -> Page:
+        """Return the objects that begin with *prefix* and have no *delimiter* behind it, and the common prefixes of the others.
 
         The page is the one *token* of the page before asks for, or begins behind the key *start_after*, or is the first.
+        With an empty delimiter all objects below the prefix are listed.
         """
 
-    async def head(self, key: str) -> Object:
+    async def head(self, key: str) -> Head:
         """Return what *key* is now; ENOENT."""
 
-    async def get(self, item: Object, offset: int, size: int, sink: Callable[[bytes], None]) -> None:
+    async def get(self, item: Object, offset: int, size: int, sink: Callable[[bytes], None], *, version: str = "") -> None:
         """Hand the bytes [offset, offset + size) of *item* to *sink*, piece after piece in order.
 
         The range must lie within the object. ESTALE when the key holds another version than item.etag. What sink has got
-        when an error is raised is right as far as it goes.
+        when an error is raised is right as far as it goes. *version* reads an older version by its id.
         """
 
+    async def put(self, key: str, body: Body, attributes: Attributes, condition: Condition = ANYWAY) -> Object:
+        """Write an object of at most MAX_PART bytes; ESTALE when *condition* does not hold."""
 
-class AioStore:
-    """A Store on aiobotocore.
+    async def copy(self, source: Object, key: str, attributes: Attributes | None, condition: Condition = ANYWAY) -> Object:
+        """Copy *source*, at most MAX_PART bytes, to *key* inside the store; ESTALE when source is no longer that version.
 
-    INVARIANT: no more than max_connections requests are under way, so the deadline, which begins with the first attempt,
-    never counts time spent waiting for others.
-    """
-
-    def __init__(self, bucket: str, options: S3Options) -> None:
-        self.bucket = bucket
-        self.options = options
-        self.endpoint = str(options.endpoint_url or "")
-        """The URL requests go to; known for sure after start."""
-        self.attempts = ATTEMPTS
-        self._session: Any = None
-        self._client: Any = None
-        self._exit = AsyncExitStack()
-        self._slots = asyncio.Semaphore(max(1, options.max_connections))
-        self._extra: dict[str, str] = {"RequestPayer": "requester"} if options.requester_pays else {}
-
-    async def start(self) -> None:
-        """Make the client. ValueError or a BotoCoreError when the options make none."""
-        from aiobotocore.session import AioSession
-
-        options = self.options
-        self._session = AioSession(profile=options.profile or None)
-        client = self._session.create_client(
-            "s3",
-            region_name=options.region or None,
-            endpoint_url=str(options.endpoint_url) if options.endpoint_url else None,
-            config=self._config(),
-        )
-        self._client = await self._exit.enter_async_context(client)
-        self.endpoint = str(self._client.meta.endpoint_url)
-
-    def _config(self) -> Any:
-        """Return the client's configuration.
-
-        One attempt each: _call retries. Checksums only where S3 demands them: other servers refuse the new ones, or send
-        the whole object's with a range.
+        *attributes* replace the copy's; None copies them. A copy onto itself needs them.
         """
-        from aiobotocore.config import AioConfig
-        from botocore import UNSIGNED
 
-        options = self.options
-        timeout = min(options.deadline, 3600.0)
-        settings: dict[str, Any] = {
-            "connect_timeout": timeout / 3,
-            "read_timeout": timeout / 2,
-            "max_pool_connections": max(1, options.max_connections),
-            "retries": {"mode": "standard", "total_max_attempts": 1},
-            "request_checksum_calculation": "when_required",
-            "response_checksum_validation": "when_required",
-            "s3": {"addressing_style": options.addressing},
-        }
-        if options.anonymous:
-            settings["signature_version"] = UNSIGNED
-        return AioConfig(**settings)
+    async def delete(self, key: str, condition: Condition = ANYWAY) -> None:
+        """Remove *key*; no error when it is not there, unless *condition* wants it (ESTALE)."""
 
-    async def close(self) -> None:
-        """Close the client and its connections."""
-        self._client = None
-        await self._exit.aclose()
+    async def delete_many(self, keys: Sequence[str]) -> dict[str, OSError]:
+        """Remove up to 1000 keys in one request; return those that failed."""
 
-    async def who(self) -> str:
-        """Return which credentials sign the requests, in words: the key's id and where it was found."""
-        if self.options.anonymous:
-            return "nobody (anonymous)"
-        credentials = await self._session.get_credentials()
-        if credentials is None:
-            return "nobody (no credentials)"
-        frozen = await credentials.get_frozen_credentials()
-        return f"key {frozen.access_key} from {credentials.method}"
+    async def create_upload(self, key: str, attributes: Attributes) -> Upload:
+        """Begin a multipart upload."""
 
-    async def list(self, prefix: str, *, token: str = "", start_after: str = "", max_keys: int = 1000) -> Page:
-        """ListObjectsV2 with the delimiter "/"."""
-        arguments: dict[str, Any] = {"Bucket": self.bucket, "Prefix": prefix, "Delimiter": "/", "MaxKeys": max_keys}
-        if token:
-            arguments["ContinuationToken"] = token
-        elif start_after:
-            arguments["StartAfter"] = start_after
+    async def upload_part(self, upload: Upload, number: int, body: Body) -> Part:
+        """Send part *number*, again in place of the one sent before."""
 
-        async def attempt() -> dict[str, Any]:
-            answer: dict[str, Any] = await self._client.list_objects_v2(**arguments, **self._extra)
-            return answer
+    async def copy_part(self, upload: Upload, number: int, source: Object, start: int, end: int) -> Part:
+        """Make part *number* of the bytes [start, end) of *source*; ESTALE when source is no longer that version."""
 
-        what = f"ListObjectsV2 {prefix!r}"
-        answer = await self._call(what, 0, attempt)
-        if not answer.keys() & {"IsTruncated", "KeyCount", "Name"}:
-            # Any page of a web server parses as a listing without names; a directory must not look empty for that.
-            raise self._failed(StoreError(errno.EIO, f"{what}: the answer is no listing", code="NotS3"))
-        objects = [
-            Object(row["Key"], int(row["Size"]), _ns(row["LastModified"]), _bare(row.get("ETag", "")))
-            for row in answer.get("Contents", ())
-        ]
-        prefixes = [row["Prefix"] for row in answer.get("CommonPrefixes", ())]
-        following = answer.get("NextContinuationToken", "") if answer.get("IsTruncated") else ""
-        if following and following == token:
-            raise self._failed(StoreError(errno.EIO, f"{what}: the store repeats its page token"))
-        return Page(objects, prefixes, following)
+    async def complete(self, upload: Upload, parts: Sequence[Part], condition: Condition = ANYWAY) -> Object:
+        """Make the object of its parts, in order; ESTALE when *condition* does not hold, ENOENT when the upload is gone."""
 
-    async def buckets(self) -> Sequence[str]:
-        """Return the names of the buckets these credentials may list: a help for who misspelled one."""
+    async def abort(self, upload: Upload) -> None:
+        """Give up a multipart upload; no error when it is gone."""
 
-        async def attempt() -> dict[str, Any]:
-            answer: dict[str, Any] = await self._client.list_buckets()
-            return answer
+    async def uploads(self, prefix: str) -> Sequence[Begun]:
+        """Return the multipart uploads under way below *prefix*."""
 
-        return [row["Name"] for row in (await self._call("ListBuckets", 0, attempt)).get("Buckets", ())]
+    async def tags(self, key: str) -> dict[str, str]:
+        """Return an object's tags."""
 
-    async def head(self, key: str) -> Object:
-        """HeadObject."""
+    async def set_tags(self, key: str, tags: Mapping[str, str]) -> None:
+        """Replace an object's tags."""
 
-        async def attempt() -> dict[str, Any]:
-            answer: dict[str, Any] = await self._client.head_object(Bucket=self.bucket, Key=key, **self._extra)
-            return answer
-
-        answer = await self._call(f"HeadObject {key!r}", 0, attempt)
-        return Object(key, int(answer["ContentLength"]), _ns(answer["LastModified"]), _bare(answer.get("ETag", "")))
-
-    async def get(self, item: Object, offset: int, size: int, sink: Callable[[bytes], None]) -> None:
-        """GetObject with Range and If-Match; a body that breaks off is continued where it broke."""
-        what = f"GetObject {item.key!r}"
-        position, end = offset, offset + size
-
-        async def attempt() -> None:
-            nonlocal position
-            condition = {"IfMatch": f'"{item.etag}"'} if item.etag else {}
-            answer = await self._client.get_object(
-                Bucket=self.bucket, Key=item.key, Range=f"bytes={position}-{end - 1}", **condition, **self._extra
-            )
-            async with answer["Body"] as body:
-                _check_range(what, item, position, end, answer)
-                while position < end:
-                    chunk = await body.read(_CHUNK)
-                    if not chunk:
-                        raise StoreError(errno.EIO, f"{what}: the body ended {end - position} bytes early", retryable=True)
-                    if position + len(chunk) > end:
-                        raise StoreError(errno.EIO, f"{what}: the body is longer than what was asked for")
-                    sink(chunk)
-                    position += len(chunk)
-
-        await self._call(what, size, attempt)
-
-    def deadline(self, size: int) -> float:
-        """Return the seconds a request that moves *size* bytes may take, its retries included."""
-        return self.options.deadline + size * SECONDS_PER_BYTE
-
-    async def _call(self, what: str, size: int, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Run *attempt*, again if its failure may pass, until the deadline of a request of *size* bytes."""
-        async with self._slots:
-            limit = self.deadline(size)
-            last: StoreError | None = None
-            try:
-                async with asyncio.timeout(limit if limit != float("inf") else None):
-                    for tries in range(1, self.attempts + 1):
-                        try:
-                            return await attempt()
-                        except Exception as exc:
-                            last = translate(what, exc)
-                            if not last.retryable or tries == self.attempts:
-                                raise last from exc
-                        log.info("%s; trying again", last.strerror)
-                        await asyncio.sleep(_pause(tries, last))
-            except TimeoutError:
-                because = f"; the last answer was: {last.strerror}" if last else ""
-                error = StoreError(errno.ETIMEDOUT, f"{what}: not done within {limit:.0f} s{because}")
-                raise self._failed(error) from None
-            except StoreError as error:
-                raise self._failed(error) from error.__cause__
-        raise AssertionError("unreachable")
-
-    @staticmethod
-    def _failed(error: StoreError) -> StoreError:
-        """Log why a request failed for good: a program sees only the errno. Names that do not exist are no failure."""
-        level = logging.DEBUG if error.errno == errno.ENOENT else logging.WARNING
-        log.log(level, "%s -> %s", error.strerror, errno.errorcode.get(error.errno or 0, error.errno))
-        return error
+    async def versions(self, prefix: str, *, token: str = "", delimiter: str = "/") -> Versions:
+        """Return a page of the versions below *prefix*, by key, the newest of a key first."""
 
 
-def _check_range(what: str, item: Object, start: int, end: int, answer: dict[str, Any]) -> None:
-    """Raise unless *answer* is about the version that was asked for and its body is exactly [start, end).
-
-    A header that was sent is no guarantee: there are servers that pass over If-Match, and some that pass over Range.
-    """
-    etag = _bare(answer.get("ETag", ""))
-    if item.etag and etag and etag != item.etag:
-        raise StoreError(errno.ESTALE, f"{what}: replaced by another version since it was opened")
-    said = str(answer.get("ContentRange", ""))
-    length = int(answer.get("ContentLength", -1))
-    whole = start == 0 and end == item.size
-    if said:
-        span, _, total = said.removeprefix("bytes ").partition("/")
-        if total not in ("*", str(item.size)):
-            raise StoreError(errno.ESTALE, f"{what}: its size is {total} now, it was {item.size} when it was opened")
-        right = span == f"{start}-{end - 1}"
-    else:
-        right = whole
-    if not right or length not in (-1, end - start):
-        raise StoreError(errno.EIO, f"{what}: bytes {start}-{end - 1} were asked for, {said or 'the whole'} ({length} B) came")
+def same_version(one: Object, other: Object) -> bool:
+    """Return whether two answers about a key are about the same bytes."""
+    return one.etag == other.etag and one.size == other.size and (bool(one.etag) or _seconds(one) == _seconds(other))
 
 
-def _pause(tries: int, error: StoreError) -> float:
-    """Return the seconds to wait before attempt *tries* + 1, with jitter; longer when the store says that it has enough."""
-    base = 0.5 if error.errno == errno.EBUSY else 0.1
-    return float(min(4.0, base * (1 << (tries - 1))) * random.uniform(0.5, 1.0))
+def _seconds(item: Object) -> int:
+    """Return the whole seconds of a time: HEAD has no more, a listing may have milliseconds."""
+    return item.mtime_ns // 1_000_000_000
 
 
-def _bare(etag: str) -> str:
-    return etag.removeprefix("W/").strip('"')
-
-
-def _ns(moment: Any) -> int:
-    """Return a datetime as nanoseconds; S3's own have whole seconds or milliseconds."""
-    milliseconds: int = round(moment.timestamp() * 1000)
-    return milliseconds * 1_000_000
-
-
-__all__ = ["ATTEMPTS", "AioStore", "Object", "Page", "Store"]
+__all__ = [
+    "ABSENT",
+    "ANYWAY",
+    "KEY_MAX",
+    "MAX_OBJECT",
+    "MAX_PART",
+    "MAX_PARTS",
+    "MIN_PART",
+    "Attributes",
+    "Begun",
+    "Body",
+    "Bytes",
+    "Condition",
+    "Features",
+    "Head",
+    "Object",
+    "Page",
+    "Part",
+    "Store",
+    "Upload",
+    "Version",
+    "Versions",
+    "same_version",
+]

@@ -1,205 +1,237 @@
-"""The nodes of a mount: files and directories the kernel knows, and how long they are believed. No FUSE in here."""
+"""The nodes of a mount, and what is done to them here. What is believed of them is in beliefs.py.
+
+All times are time.monotonic().
+"""
 
 from __future__ import annotations
 
-import logging
+import errno
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from hashlib import blake2b
+from collections.abc import Mapping
 
-from pyfusekit.core import ROOT_ID, Attr
+from . import keys
+from .beliefs import UNKNOWN, Answer, Beliefs, Unknown
+from .keys import BESIDE
+from .nodes import Node, ident
+from .overlay import DOUBT, GRACE_S, HELD, PRESENT, PUBLISHED, REMOVED
+from .store import Object, same_version
 
-from .listing import KEY_MAX, Listing, text_of
-from .store import Object
-
-log = logging.getLogger("pyfusekit.s3fs")
-
-MAX_CACHED_ENTRIES = 200_000
-"""Listings remembered for lookups hold no more entries than this, the oldest go first."""
-_MAX_HIDDEN_LINES = 1000
+_NAMELESS = "\udc01"
+"""Stands in the keys of nodes without a name: no key has a lone surrogate."""
 
 
-@dataclass(slots=True, eq=False)
-class Node:
-    """A file or directory the kernel has been told of.
-
-    INVARIANT: while *opens* is not 0, item never changes: a newer version of the key is another node.
-    """
-
-    attr: Attr
-    key: str
-    """A directory's ends in "/", except the root's of a whole bucket, which is empty."""
-    item: Object | None
-    """None: a directory."""
-    expires: float
-    """On the monotonic clock: until then the store need not be asked."""
-    nlookup: int = 0
-    opens: int = 0
-    replaced: bool = False
-    """Another version has the name now, or none."""
-    cached_etag: str = ""
-    """The version whose bytes the kernel may have in its page cache."""
-
-
-class Tree:
+class Tree(Beliefs):
     """The nodes of one mount."""
 
-    def __init__(self, prefix: str, ttl: float, stamp: Callable[[Attr, bool], None]) -> None:
-        self.ttl = ttl
-        self._stamp = stamp
-        """Gives a new Attr its owner, mode and, for a directory, times."""
-        self.root = Node(Attr(ino=ROOT_ID), prefix, None, float("inf"), nlookup=1)
-        self._stamp(self.root.attr, True)
-        self.nodes: dict[int, Node] = {ROOT_ID: self.root}
-        self._by_key: dict[str, Node] = {prefix: self.root}
-        self._listings: dict[str, Listing] = {}
-        self._hidden: set[str] = set()
+    def __init__(self, prefix: str, ttl: float, negative_ttl: float | None = None, keys_mode: str = "escape") -> None:
+        super().__init__(prefix, ttl, negative_ttl, keys_mode)
+        self._nameless = 0
+        """How many nameless nodes there were."""
 
-    # Nodes.
+    def key_for(self, parent: Node, name: bytes, directory: bool) -> str:
+        """Return the key of a name that shall be made: EILSEQ, EINVAL, ENAMETOOLONG when no key can have it."""
+        where = keys.new_key(parent.key, name, directory, self.keys_mode == "escape")
+        if where.kind == BESIDE and self.at(f"{where.key}/", True) is None and self.at(where.key, False) is None:
+            raise OSError(errno.EINVAL, f"{name.decode()!r} is the name of a file beside a directory that is not there")
+        return where.key
 
-    def fresh(self, node: Node) -> bool:
-        """Return whether *node* can be believed without asking the store."""
-        return node.expires > time.monotonic()
+    def create(self, key: str, is_dir: bool, item: Object | None = None) -> Node:
+        """Return the node of a new file or directory, which exists here until it is published or removed.
 
-    def expiry(self) -> float:
-        """Return until when an answer to a request sent now is believed."""
-        return time.monotonic() + self.ttl
-
-    def ino_of(self, key: str) -> int:
-        """Return the number *key* has, or would have: it follows from the key, so it is the same in every mount."""
-        node = self._by_key.get(key)
-        if node is not None:
-            return node.attr.ino
-        return self._free_ino(key, "")
-
-    def _free_ino(self, key: str, salt: str) -> int:
-        """Return a number no other node has. Another salt is tried when two keys have the same hash."""
-        while True:
-            digest = blake2b(f"{key}\0{salt}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-            ino = (int.from_bytes(digest, "little") >> 1) | 2
-            if ino not in self.nodes:
-                return ino
-            salt += "+"
-
-    def install(self, key: str, item: Object | None, expires: float) -> Node:
-        """Return the node of *key* as it was just seen: a directory without *item*, else a file of that version."""
-        node = self._by_key.get(key)
-        old = node.item if node is not None else None
-        if node is not None and old is not None and item is not None and node.opens and not same_version(old, item):
-            # Who has the old version open goes on reading it, and the kernel's cached pages of it are not the new one's.
-            self.replace(node)
-            node = self._make(key, item, expires, salt=item.etag)
-        elif node is None:
-            node = self._make(key, item, expires)
-        else:
-            node.expires = max(node.expires, expires)
-            if item is not None and (old is None or not same_version(old, item) or _seconds(old) != _seconds(item)):
-                node.item = item
-                _describe(node.attr, item)
-        return node
-
-    def _make(self, key: str, item: Object | None, expires: float, salt: str = "") -> Node:
-        attr = Attr(ino=self._free_ino(key, salt))
-        self._stamp(attr, item is None)
+        With *item* it is in the store already. A file of that key that was known loses its name.
+        """
+        old = self.at(key, is_dir)
+        if old is not None and not is_dir:
+            self._lose(old)
+            old = None
+        node = old or self.make(key, is_dir, None, float("inf"))
+        node.beside = not is_dir and self.at(f"{key}/", True) is not None
         if item is not None:
-            _describe(attr, item)
-        node = Node(attr, key, item, expires)
-        self.nodes[attr.ino] = node
-        self._by_key[key] = node
+            self.published(node, item)
+        else:
+            node.expires = float("inf")
+            self._record(node, PRESENT, self.overlay.past_of(key))
+            self._hold_above(node)
+        if is_dir:
+            # Nothing is in it: the names that will be made need not be asked for.
+            self.memory.forget_old(key, float("inf"))
+            self.memory.add_empty(key, time.monotonic(), self.ttl)
         return node
 
-    def replace(self, node: Node) -> None:
-        """Take *node*'s name away: the store has another version there, or nothing."""
-        node.replaced = True
-        if self._by_key.get(node.key) is node:
-            del self._by_key[node.key]
-        self.expire(node)
-
-    def expire(self, node: Node) -> None:
-        """Believe neither *node* nor what was listed of it: the next lookup asks the store."""
-        node.expires = 0.0
-        prefix = node.key[: node.key.rstrip("/").rfind("/") + 1]
-        listing = self._listings.get(prefix)
-        if listing is not None and node.key[len(prefix) :].rstrip("/").encode() in listing.places:
-            # Walks that go on keep their entries.
-            del self._listings[prefix]
-
-    def release(self, node: Node) -> None:
-        """Drop *node* when nobody knows it any more."""
-        if node.nlookup > 0 or node.opens or node is self.root:
+    def published(self, node: Node, item: Object | None = None) -> None:
+        """The store has *node* now: *item*, or the marker of a directory."""
+        if node.gone:
+            node.item = None if node.is_dir else item
             return
-        self.nodes.pop(node.attr.ino, None)
-        if self._by_key.get(node.key) is node:
-            del self._by_key[node.key]
+        past = self.overlay.past_of(node.key)
+        old = node.item
+        if old is not None:
+            past |= {old.etag}
+        if node.is_dir:
+            item = None
+        elif item is not None:
+            past -= {item.etag}
+            node.item = item
+        self._believe(node)
+        node.held = False
+        self._record(node, PUBLISHED, past, item)
+        self._hold_above(node)
 
-    # Names.
+    def _believe(self, node: Node) -> None:
+        """Believe what was just done for one time to live."""
+        node.asked = time.monotonic()
+        node.expires = node.asked + self.ttl
 
-    def known(self, parent: Node, name: bytes) -> Node | bool:
-        """Return the node of *name* when the store need not be asked: True: it must be; False: there is no such name."""
-        text = text_of(name)
-        if text is None or len((parent.key + text).encode()) > KEY_MAX:
-            return False
-        for key in (f"{parent.key}{text}/", parent.key + text):
-            node = self._by_key.get(key)
-            if node is not None and self.fresh(node):
-                return node
-        listing = self._listings.get(parent.key)
-        if listing is None or listing.expires <= time.monotonic():
-            return True
-        place = listing.places.get(name)
-        if place is None:
-            return not listing.complete
-        listing.hits += 1
-        item = listing.entries[place].item
-        return self.install(self.key_of(parent, text, item), item, listing.expires)
+    def removed(self, node: Node) -> None:
+        """The name of *node* is gone, and its key in the store. What has it open keeps the node."""
+        if node.gone or node is self.root:
+            return
+        past = self.overlay.past_of(node.key)
+        item = node.item
+        if item is not None:
+            past |= {item.etag}
+        self._record(node, REMOVED, past)
+        if node.is_dir:
+            self.memory.forget_old(node.key, float("inf"))
+            self.overlay.sweep(node.key)
+        self._lose(node)
+
+    def forsaken(self, node: Node) -> None:
+        """*node*, which was never in the store, never will be: its name is free, or somebody else's, which is asked anew."""
+        if not node.gone:
+            self._record(node, DOUBT)
+            self._lose(node)
+
+    def _lose(self, node: Node) -> None:
+        """Take the name away from *node*, which lives on for those who have it open."""
+        self.unlink(node)
+        node.gone = True
+        node.held = False
+        node.expires = float("inf")
+        self.release(node)
+
+    def moved(self, node: Node, key: str, item: Object | None = None) -> None:
+        """*node* has another key now; a file that had it loses it.
+
+        *item* is what the store has there. Without it a version that was published is taken to be there, with the same ETag.
+        """
+        other = self.at(key, node.is_dir)
+        past = self.overlay.past_of(key)
+        if other is not None and other is not node:
+            if (theirs := other.item) is not None:
+                past |= {theirs.etag}
+            self._lose(other)
+        gone = self.overlay.past_of(node.key)
+        if (mine := node.item) is not None:
+            gone |= {mine.etag}
+        self._record(node, REMOVED, gone)
+        self.rename(node, key)
+        self._hold_above(node)
+        node.beside = not node.is_dir and self.at(f"{key}/", True) is not None
+        if item is not None:
+            node.item = item
+        if (mine := node.item) is None and not node.is_dir:
+            self._record(node, PRESENT, past)
+            node.expires = float("inf")
+            return
+        self._record(node, PUBLISHED, past - {mine.etag} if mine is not None else past, mine)
+        self._believe(node)
+
+    def moved_tree(self, old: str, new: str, items: Mapping[str, Object] | None = None) -> list[Node]:
+        """Everything whose key began with the directory key *old* is below *new* now; return the nodes, the directory's first.
+
+        *items* are the copies, by their new keys; without one the same ETag is taken to be there.
+        """
+        target = self.at(new, True)
+        if target is not None:
+            self._lose(target)
+        moving = [node for node in self.nodes.values() if node.key.startswith(old) and not node.gone and not node.replaced]
+        moving.sort(key=lambda node: node.key != old or not node.is_dir)
+        changes = {name: change for name, change in self.overlay.below(old)}
+        for name in changes:
+            self.overlay.drop(name)
+        self.memory.forget(old)
+        self.memory.forget(new)
+        self._misses.clear()
+        self.move_numbers(old, new)
+        for node in moving:
+            name = ident(node.key, node.is_dir)
+            change = changes.get(name)
+            self.rename(node, new + node.key[len(old) :])
+            item = items.get(node.key) if items is not None else None
+            if item is not None and not node.is_dir:
+                node.item = item
+            if node.held:
+                self._record(node, HELD)
+            elif change is not None and change.kind == PRESENT:
+                self._record(node, PRESENT)
+            else:
+                self._record(node, PUBLISHED, item=node.item)
+                self._believe(node)
+        if self.at(new, True) is None:
+            self.published(self.make(new, True, None, self.expiry()))
+        self.overlay.add(old, True, REMOVED, self._parent_key(old, True))
+        self.overlay.sweep(old)
+        self.overlay.arrive(new)
+        return moving
+
+    def nameless(self, directory: Node) -> Node:
+        """Return the node of a new file that has no name (O_TMPFILE), until named() gives it one."""
+        self._nameless += 1
+        node = self.make(f"{directory.key}{_NAMELESS}{self._nameless}", False, None, float("inf"))
+        self.unlink(node)
+        node.gone = True
+        return node
 
     @staticmethod
-    def key_of(parent: Node, text: str, item: Object | None) -> str:
-        """Return the key of a name in *parent*."""
-        return parent.key + text if item is not None else f"{parent.key}{text}/"
+    def is_nameless(node: Node) -> bool:
+        """Return whether *node* never had a name."""
+        return _NAMELESS in node.key
 
-    def remember(self, listing: Listing) -> None:
-        """Answer lookups from *listing* while it is fresh."""
-        now = time.monotonic()
-        self._listings.pop(listing.prefix, None)
-        for prefix in [prefix for prefix, other in self._listings.items() if other.expires <= now]:
-            del self._listings[prefix]
-        total = sum(len(other.entries) for other in self._listings.values())
-        while total > MAX_CACHED_ENTRIES:
-            prefix = next(iter(self._listings))
-            total -= len(self._listings.pop(prefix).entries)
-        self._listings[listing.prefix] = listing
+    def named(self, node: Node, key: str) -> None:
+        """Give a nameless node the key *key*, where nothing is: it exists here until it is published or removed."""
+        past = self.overlay.past_of(key)
+        node.gone = False
+        self.rename(node, key)
+        node.beside = self.at(f"{key}/", True) is not None
+        self._record(node, PRESENT, past)
+        self._hold_above(node)
 
-    def settle(self, listing: Listing) -> None:
-        """Drop *listing*, which nobody walks any more, if it is of no more use."""
-        if self._listings.get(listing.prefix) is listing and (
-            listing.expires <= time.monotonic() or len(listing.entries) > MAX_CACHED_ENTRIES
-        ):
-            del self._listings[listing.prefix]
+    def hold(self, node: Node, passing: bool = False) -> None:
+        """Keep a directory although its last key went, until it is removed, or refreshed, or the store shows it again.
 
-    def hide(self, key: str, why: str) -> None:
-        """Say once that *key* cannot be reached."""
-        if key in self._hidden or len(self._hidden) >= _MAX_HIDDEN_LINES:
-            return
-        self._hidden.add(key)
-        log.warning("the key %r is hidden: %s", key, why)
+        Or a file of its name. *passing*: for as long as listings may lag.
+        """
+        if node.is_dir and not node.gone and node is not self.root:
+            change = self.overlay.changes.get(ident(node.key, True))
+            if change is None or change.kind != PRESENT:
+                node.held = not passing
+                self._record(node, HELD, passing=passing)
+
+    def _hold_above(self, node: Node) -> None:
+        """Keep the directory something was just made in: a listing may not show it yet, when others have just made it."""
+        directory = self.at(self.parent_key(node), True)
+        if directory is not None and ident(directory.key, True) not in self.overlay.changes:
+            self.hold(directory, passing=True)
+
+    def refresh(self, prefix: str) -> list[Node]:
+        """Believe nothing that is known of keys beginning with *prefix*; return the nodes the kernel must drop too."""
+        now = self._floor = time.monotonic()
+        self.memory.forget(prefix)
+        self._misses.clear()
+        for above in {prefix[: prefix.rfind("/") + 1], prefix[: prefix.rstrip("/").rfind("/") + 1]}:
+            self.memory.forget_old(above, now)
+        for name, change in self.overlay.below(prefix):
+            if change.kind != PRESENT:
+                self.overlay.drop(name)
+        found = [node for node in self.nodes.values() if node.key.startswith(prefix) and not node.gone]
+        for node in found:
+            node.held = False
+            if node.expires != float("inf"):
+                node.expires = 0.0
+                node.asked = now
+            self.release(node)
+        return found
 
 
-def same_version(one: Object, other: Object) -> bool:
-    """Return whether two answers about a key are about the same bytes."""
-    return one.etag == other.etag and one.size == other.size and (bool(one.etag) or _seconds(one) == _seconds(other))
-
-
-def _seconds(item: Object) -> int:
-    """Return the whole seconds of a time: HEAD has no more, a listing may have milliseconds."""
-    return item.mtime_ns // 1_000_000_000
-
-
-def _describe(attr: Attr, item: Object) -> None:
-    attr.size = item.size
-    attr.blocks = (item.size + 511) // 512
-    attr.atime_ns = attr.mtime_ns = attr.ctime_ns = attr.btime_ns = item.mtime_ns
-
-
-__all__ = ["Node", "Tree", "same_version"]
+__all__ = ["GRACE_S", "UNKNOWN", "Answer", "Node", "Tree", "Unknown", "same_version"]
