@@ -1,16 +1,15 @@
-"""The demonstration behind ``make demo``: a bucket and a filesystem in memory, mounted, used and unmounted.
+"""The demonstration behind ``make demo``: a bucket of an S3 store, mounted, read, edited and renamed in, and unmounted.
 
-It starts an S3-compatible server on this machine (moto), fills a bucket, and then types what a person would type. Every
-command and what comes back is shown. It ends with status 0 only if every byte was right and nothing is left behind.
+It starts a store on this machine, fills a bucket, and then types what a person would type. Every command and what comes back is
+shown. What the store holds afterwards is compared, byte for byte, with what the same edits would have made of the originals. It
+ends with status 0 only if all of it was right and nothing is left behind.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -18,21 +17,24 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from localstore import ACCESS, LocalStore
+
 BUCKET = "demo-bucket"
-STEP_S = 20.0
+STEP_S = 40.0
 """No command may take longer; most take a fraction of a second."""
 MARK = "PYFUSEKIT_DEMO"
 """In the environment of everything that is started here, so that what is left behind can be found."""
 
+Objects = dict[str, bytes]
+"""The contents of a bucket."""
+MARKED = "a draft of the plan\n" + "nothing is decided yet\n" * 40
 SIZES = {
-    "README.txt": 2_000,
     "data/2025/measurements.csv": 350_000,
     "data/2026/measurements.csv": 1_200_000,
-    "data/2026/notes.md": 700,
     "data/empty.dat": 0,
     "logs/app.log": 48_213,
     "logs/app.log.1": 65_536,
@@ -42,16 +44,6 @@ SIZES = {
     "photos/thumbnails/1.jpg": 4_096,
     "photos/thumbnails/2.jpg": 4_097,
 }
-
-MEMORY_STEPS = (
-    "echo 'written into memory' > greeting.txt",
-    "mkdir -p notes/drafts",
-    "mv greeting.txt notes/drafts/hello.txt",
-    "echo 'and appended' >> notes/drafts/hello.txt",
-    "ln -s notes/drafts/hello.txt latest",
-    "head -c 4194304 /dev/urandom > big.bin",
-    "cp big.bin copy.bin",
-)
 
 
 class DemoError(Exception):
@@ -69,17 +61,18 @@ class Demo:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.mark = uuid.uuid4().hex
-        keys = {"AWS_ACCESS_KEY_ID": "demo", "AWS_SECRET_ACCESS_KEY": "demo", "AWS_REGION": "us-east-1"}
+        # Nothing of this machine's settings counts, and nothing is written outside of the folder.
+        own = {"XDG_STATE_HOME": f"{folder}/state", "XDG_CACHE_HOME": f"{folder}/cache", "AWS_CONFIG_FILE": os.devnull}
+        own |= {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true", "LC_ALL": "C.UTF-8"}
         others = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "PYFUSEKIT_"))}
-        self.env = {**others, **keys, MARK: self.mark, "LC_ALL": "C.UTF-8", "AWS_EC2_METADATA_DISABLED": "true"}
+        self.env = {**others, **own, **ACCESS, MARK: self.mark}
 
-    def run(self, *words: str, cwd: Path | None = None, show: bool = True, shown: str = "") -> str:
-        """Run a command and return what it printed; DemoError when it fails or takes too long.
+    def run(self, *words: str, cwd: Path | None = None, shown: str = "") -> str:
+        """Show and run a command, and return what it printed; DemoError when it fails or takes too long.
 
         Its output goes to a file: a daemon that inherits a pipe would keep us waiting for its end.
         """
-        if show:
-            print(f"$ {shown or ' '.join(words)}", flush=True)
+        print(f"$ {shown or ' '.join(words)}", flush=True)
         command = [sys.executable, "-m", "pyfusekit", *words[1:]] if words[0] == "pyfusekit" else list(words)
         with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(
@@ -93,15 +86,19 @@ class Demo:
                 process.kill()
                 process.wait(5)
                 if isinstance(exc, subprocess.TimeoutExpired):
-                    raise DemoError(f"{' '.join(words)}: not done within {STEP_S:.0f} s") from None
+                    raise DemoError(f"{shown or ' '.join(words)}: not done within {STEP_S:.0f} s") from None
                 raise
             output.seek(0)
             text = output.read().decode(errors="replace")
-        if show and text:
+        if text:
             print(text.rstrip("\n"), flush=True)
         if status:
-            raise DemoError(f"{' '.join(words)}: ended with status {status}" + ("" if show else f":\n{text}"))
+            raise DemoError(f"{shown or ' '.join(words)}: ended with status {status}")
         return text
+
+    def shell(self, line: str, cwd: Path) -> str:
+        """Run a line of shell in a directory."""
+        return self.run("sh", "-c", line, cwd=cwd, shown=line)
 
     def left(self) -> list[int]:
         """Return the processes started from here that still run."""
@@ -119,6 +116,12 @@ class Demo:
         points = [line.split(" ")[4].encode().decode("unicode_escape") for line in lines]
         return [point for point in points if point.startswith(f"{self.folder}/")]
 
+    def last_lines(self) -> str:
+        """Return the end of what the mounts logged, for who looks for the cause."""
+        logs = sorted((self.folder / "state" / "pyfusekit").glob("*.log"))
+        lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
+        return "".join(f"\n  {line}" for line in ["the log of the mount:", *lines[-30:]]) if lines else ""
+
     def kill_all(self) -> None:
         """End the hard way what is still there: a mount whose server is gone answers everybody with an error."""
         for pid in self.left():
@@ -129,111 +132,158 @@ class Demo:
                 with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                     subprocess.run(command, timeout=5, check=False, capture_output=True)
 
-    @contextlib.contextmanager
-    def server(self) -> Iterator[str]:
-        """Start the S3 server on a port the system chooses, and give its URL."""
-        log_path = self.folder / "s3-server.log"
-        command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-        with log_path.open("wb") as log:
-            process = subprocess.Popen(command, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        try:
-            yield self.wait_for(lambda: _url_in(log_path) if process.poll() is None else None, "the S3 server to start")
-        finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(5)
-            process.kill()
-            process.wait(5)
 
-    @staticmethod
-    def wait_for(check: Callable[[], Any], what: str) -> Any:
-        """Return what *check* returns as soon as it is true; DemoError when that takes too long."""
-        limit = time.monotonic() + STEP_S
-        while time.monotonic() < limit:
-            found = check()
-            if found:
-                return found
-            time.sleep(0.05)
-        raise DemoError(f"waited {STEP_S:.0f} s for {what}")
+def wait_for(check: Callable[[], Any], what: str) -> None:
+    """Wait until *check* returns something true; DemoError when that takes too long."""
+    limit = time.monotonic() + STEP_S
+    while not check():
+        if time.monotonic() > limit:
+            raise DemoError(f"waited {STEP_S:.0f} s for {what}")
+        time.sleep(0.05)
 
 
-def _url_in(log_path: Path) -> str:
-    found = re.search(r"Running on (http://127\.0\.0\.1:\d+)", log_path.read_text(errors="replace"))
-    return found[1] if found else ""
+class Bucket:
+    """The bucket as the store has it, asked past the mount."""
+
+    def __init__(self, url: str) -> None:
+        import boto3  # type: ignore[import-untyped]
+
+        keys = {name.lower(): value for name, value in ACCESS.items() if name != "AWS_REGION"}
+        self.client = boto3.client("s3", endpoint_url=url, region_name=ACCESS["AWS_REGION"], **keys)
+
+    def fill(self) -> Objects:
+        """Make the bucket and its objects, and return them."""
+        self.client.create_bucket(Bucket=BUCKET)
+        objects = {"plan.txt": MARKED.encode(), **{key: random.randbytes(size) for key, size in SIZES.items()}}
+        for key, body in objects.items():
+            self.client.put_object(Bucket=BUCKET, Key=key, Body=body)
+        return objects
+
+    def objects(self) -> Objects:
+        """Return what is in the bucket; a key that ends in a slash only says that there is a directory."""
+        found = {}
+        for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
+            for row in page.get("Contents", ()):
+                if not row["Key"].endswith("/"):
+                    found[row["Key"]] = self.client.get_object(Bucket=BUCKET, Key=row["Key"])["Body"].read()
+        return found
+
+    def compare(self, expected: Objects) -> None:
+        """Show what the store holds; DemoError where that is not what is expected."""
+        found = self.objects()
+        wrong = []
+        for key in sorted(expected.keys() | found.keys()):
+            word = "OK" if found.get(key) == expected.get(key) else "LEFT" if key not in expected else "MISSING"
+            word = "WRONG" if word == "MISSING" and key in found else word
+            print(f"  {word:<7} {len(found.get(key, b'')):>9} bytes  {key}", flush=True)
+            wrong += [key] if word != "OK" else []
+        if wrong:
+            raise DemoError(f"{len(wrong)} of {len(expected)} objects on the store are not as they should be")
+        print(f"All {len(expected)} objects on the store are as they should be.", flush=True)
 
 
-def fill_bucket(url: str) -> dict[str, str]:
-    """Make the bucket and its objects, of random bytes; return their checksums."""
-    import boto3  # type: ignore[import-untyped]
-
-    client = boto3.client(
-        "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="demo", aws_secret_access_key="demo"
-    )
-    client.create_bucket(Bucket=BUCKET)
-    sums = {}
-    for key, size in SIZES.items():
-        body = random.randbytes(size)
-        client.put_object(Bucket=BUCKET, Key=key, Body=body)
-        sums[key] = hashlib.sha256(body).hexdigest()
-    return sums
-
-
-def compare(demo: Demo, mountpoint: Path, sums: dict[str, str]) -> None:
-    """Checksum every object through the mount; DemoError when one differs from what was put into the bucket."""
-    print(f"$ cd {mountpoint} && sha256sum ...", flush=True)
-    output = demo.run("sha256sum", "--zero", "--", *sums, cwd=mountpoint, show=False)
-    through = {line.partition("  ")[2]: line.partition("  ")[0] for line in output.split("\0") if line}
-    wrong = [key for key in sums if through.get(key) != sums[key]]
-    for key in sums:
-        print(f"  {'WRONG' if key in wrong else 'OK'}  {SIZES[key]:>9} bytes  {key}", flush=True)
-    if wrong:
-        raise DemoError(f"{len(wrong)} of {len(sums)} objects read through the mount differ from the originals")
-    print(f"All {len(sums)} objects are the same through the mount.", flush=True)
+def edit(demo: Demo, place: Path, objects: Objects) -> None:
+    """Edit files where they are, and the originals in the same way."""
+    demo.shell("sed -i 's/draft/final version/' plan.txt", place)
+    demo.shell("echo 'and a line more' >> plan.txt", place)
+    objects["plan.txt"] = MARKED.replace("draft", "final version").encode() + b"and a line more\n"
+    demo.shell("printf 'changed here' | dd of=models/weights.bin bs=1 seek=5000000 conv=notrunc status=none", place)
+    weights = objects["models/weights.bin"]
+    objects["models/weights.bin"] = weights[:5_000_000] + b"changed here" + weights[5_000_012:]
+    demo.shell("truncate -s 1000 data/2025/measurements.csv", place)
+    objects["data/2025/measurements.csv"] = objects["data/2025/measurements.csv"][:1000]
+    demo.shell("echo started >> logs/app.log && echo stopped >> logs/app.log && tail -n 2 logs/app.log", place)
+    objects["logs/app.log"] += b"started\nstopped\n"
+    demo.shell("head -n 1 plan.txt", place)
 
 
-def use_memory(demo: Demo, mountpoint: Path) -> None:
-    """Write, rename, append and link in the memory filesystem, and look whether it kept everything."""
-    for step in MEMORY_STEPS:
-        demo.run("sh", "-c", step, cwd=mountpoint, shown=step)
-    text = demo.run("cat", "latest", cwd=mountpoint)
-    if text != "written into memory\nand appended\n":
-        raise DemoError(f"notes/drafts/hello.txt holds {text!r}")
-    demo.run("cmp", "big.bin", "copy.bin", cwd=mountpoint)
-    demo.run("ls", "-lR", ".", cwd=mountpoint)
-    demo.run("df", "-h", ".", cwd=mountpoint)
-    print("The memory filesystem kept everything.", flush=True)
+def rename(demo: Demo, place: Path, objects: Objects) -> None:
+    """Rename, copy and remove files and directories, and do the same to the originals."""
+    demo.shell("mv logs/app.log.1 logs/old.log", place)
+    objects["logs/old.log"] = objects.pop("logs/app.log.1")
+    demo.shell("mv photos pictures", place)
+    for key in [key for key in objects if key.startswith("photos/")]:
+        objects[f"pictures/{key.removeprefix('photos/')}"] = objects.pop(key)
+    demo.shell("mkdir -p backup/models && cp models/weights.bin backup/models/", place)
+    objects["backup/models/weights.bin"] = objects["models/weights.bin"]
+    demo.shell("rm data/empty.dat", place)
+    del objects["data/empty.dat"]
+    demo.shell("chmod 600 plan.txt && ls -l plan.txt", place)
+    demo.shell("find . -type f | sort", place)
+
+
+def mount(demo: Demo, place: Path, url: str, *options: str) -> None:
+    """Mount the bucket in the background."""
+    demo.run("pyfusekit", "mount", "s3", BUCKET, str(place), "--endpoint-url", url, *options)
+
+
+def write_back(demo: Demo, place: Path, url: str, bucket: Bucket, objects: Objects) -> None:
+    """Mount the bucket again so that files are uploaded later, copy some, and unmount, which waits for them."""
+    say("write-back: copies are done at once, uploaded later, and unmounting waits for them")
+    print("$ cd /", flush=True)
+    demo.run("pyfusekit", "umount", str(place))
+    mount(demo, place, url, "--write-back", "--write-back-delay", "1h")
+    demo.shell("cp -r pictures copies", place)
+    objects |= {key.replace("pictures/", "copies/"): data for key, data in objects.items() if key.startswith("pictures/")}
+    if "to be written back" not in demo.run("pyfusekit", "list"):
+        raise DemoError("pyfusekit list does not show what is not written back yet")
+    if any(key.startswith("copies/") for key in bucket.objects()):
+        raise DemoError("the store has copies already")
+    demo.run("pyfusekit", "umount", str(place))
+    demo.run("pyfusekit", "list")
 
 
 def show(demo: Demo) -> None:
     """Do the whole demonstration."""
-    bucket_at, memory_at = demo.folder / "bucket", demo.folder / "memory"
-    bucket_at.mkdir()
-    memory_at.mkdir()
-    say("an S3-compatible server on this machine, with a bucket of random files")
-    with demo.server() as url:
-        sums = fill_bucket(url)
-        print(f"{url} has s3://{BUCKET} with {len(sums)} objects, {sum(SIZES.values()) / 2**20:.1f} MiB")
+    place = demo.folder / "bucket"
+    place.mkdir()
+    say("an S3 store on this machine, with a bucket of random files")
+    with LocalStore(demo.folder, demo.env) as store:
+        bucket = Bucket(store.url)
+        objects = bucket.fill()
+        size = sum(map(len, objects.values())) / 2**20
+        print(f"{store.url} ({store.name}) has s3://{BUCKET} with {len(objects)} objects, {size:.1f} MiB", flush=True)
+
         say("mount the bucket in the background, and look into it")
-        demo.run("pyfusekit", "mount", "s3", BUCKET, str(bucket_at), "--endpoint-url", url)
+        mount(demo, place, store.url)
         demo.run("pyfusekit", "list")
-        listing = demo.run("ls", "-lR", str(bucket_at))
-        missing = [key for key in sums if key.rpartition("/")[2] not in listing]
+        print(f"$ cd {place}", flush=True)
+        listing = demo.run("ls", "-lR", ".", cwd=place)
+        missing = [key for key in objects if key.rpartition("/")[2] not in listing]
         if missing:
             raise DemoError(f"ls does not show {', '.join(missing)}")
-        say("read every object through the mount, and compare it with the original")
-        compare(demo, bucket_at, sums)
-        say("mount a filesystem in memory beside it, and use it")
-        demo.run("pyfusekit", "mount", "mem", str(memory_at))
-        use_memory(demo, memory_at)
-        demo.run("pyfusekit", "list")
-        say("unmount both")
-        demo.run("pyfusekit", "umount", str(memory_at))
-        demo.run("pyfusekit", "umount", str(bucket_at))
-        demo.run("pyfusekit", "list")
+
+        say("read every file through the mount")
+        read(demo, place, objects)
+
+        say("edit files where they are")
+        edit(demo, place, objects)
+
+        say("rename files and a directory, copy, remove")
+        rename(demo, place, objects)
+
+        say("what the store holds now, asked of the store and not of the mount")
+        bucket.compare(objects)
+
+        write_back(demo, place, store.url, bucket, objects)
+
+        say("what the store holds at the end")
+        bucket.compare(objects)
     if demo.mounts():
         raise DemoError(f"still mounted: {', '.join(demo.mounts())}")
-    demo.wait_for(lambda: not demo.left(), f"processes {demo.left()} to end")
+    wait_for(lambda: not demo.left(), f"processes {demo.left()} to end")
     say("done: every byte was right, and no mount and no process is left")
+
+
+def read(demo: Demo, place: Path, objects: Objects) -> None:
+    """Checksum every file through the mount; DemoError when one differs from what was put into the bucket."""
+    import hashlib
+
+    output = demo.run("sh", "-c", "find . -type f -exec sha256sum {} +", cwd=place, shown="find . -type f -exec sha256sum {} +")
+    through = {line[66:].removeprefix("./"): line[:64] for line in output.splitlines()}
+    if through != {key: hashlib.sha256(body).hexdigest() for key, body in objects.items()}:
+        raise DemoError("files read through the mount differ from the originals")
+    print(f"All {len(objects)} files are the same through the mount.", flush=True)
 
 
 def main() -> int:
@@ -245,7 +295,7 @@ def main() -> int:
     try:
         show(demo)
     except (DemoError, OSError, subprocess.SubprocessError) as exc:
-        print(f"\ndemo: {exc}", file=sys.stderr)
+        print(f"\ndemo: {exc}{demo.last_lines()}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ndemo: interrupted", file=sys.stderr)

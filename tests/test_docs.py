@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import subprocess
@@ -45,7 +46,7 @@ def test_the_guide_shows_the_hello_that_is_tested() -> None:
 def test_every_block_of_the_guide_is_run_by_a_test_here() -> None:
     used = [
         block_with(text)
-        for text in ("run(Hello()", "class Zip(", "class Cached", "HelloOptions:", "test_hello()", "TestZipRead")
+        for text in ("run(Hello()", "class Zip(", "class Cached", "HelloOptions:", "class Later", "test_hello()", "TestZipRead")
     ]
     assert sorted(used) == sorted(blocks(GUIDE, "python"))
     assert len(blocks(GUIDE, "toml")) == 1
@@ -65,6 +66,33 @@ def test_the_guides_cache_answers_a_hit_without_waiting() -> None:
     assert asyncio.run(cached.read(None, 2, None, 0, 4096)) == b"block"
     assert cached.read(None, 2, None, 0, 4096) == b"block"
     assert asked == [(2, 0, 4096)]
+
+
+def test_the_guides_queue_is_written_back_and_says_what_goes_wrong() -> None:
+    sent = {}
+
+    async def send(path: bytes, data: bytes) -> None:
+        if path == b"refused":
+            raise PermissionError(errno.EACCES, "not yours")
+        sent[path] = data
+
+    names: dict[str, Any] = {}
+    exec(block_with("class Later"), names)
+    later = names["Later"](send)
+    asyncio.run(later.init())
+    assert len(later.notes) == 1
+    later.queue = {b"refused": b"12345", b"a/b": b"678"}
+    later.cache = {b"a": 1, b"a/b": 2, b"ab": 3}
+    assert later.waiting() == (2, 8)
+    asyncio.run(later.drain(float("inf")))
+    assert sent == {b"a/b": b"678"}
+    assert later.waiting() == (1, 5)
+    assert later.details() == {"queued": 1}
+    assert [(problem.path, problem.errno_name) for problem in later.problems] == [("refused", "EACCES")]
+    asyncio.run(later.drain(0.0))
+    assert later.waiting() == (1, 5)
+    assert asyncio.run(later.refresh(b"a")) == 2
+    assert asyncio.run(later.refresh(b"")) == 1
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import importlib.util
 import os
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -152,3 +154,31 @@ def test_hello_ends_when_it_is_unmounted(served: tuple[subprocess.Popen[str], Pa
     unmount(str(place))
     output, _ = server.communicate(timeout=20)
     assert (server.returncode, output) == (0, "")
+
+
+# --- the demonstration --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.mounted
+@pytest.mark.timeout(240)
+def test_the_demonstration_ends_well(tmp_path: Path) -> None:
+    argv = ["timeout", "-s", "TERM", "180", sys.executable, str(REPOSITORY / "examples" / "demo.py")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=230, env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    for shown in ("$ pyfusekit mount s3 ", "$ ls -lR", "$ sed -i ", "$ mv photos pictures", "$ pyfusekit umount "):
+        assert shown in done.stdout
+    assert "Writing back to demo-bucket: " in done.stdout, "unmounting waits for data"
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_seaweedfs_the_demonstration_has_moto(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "examples"))
+    localstore = importlib.import_module("localstore")
+    monkeypatch.setattr(localstore.shutil, "which", lambda *_, **__: None)
+    with localstore.LocalStore(tmp_path, os.environ) as store:
+        assert store.name == "moto"
+        with urllib.request.urlopen(store.url, timeout=20) as answer:
+            assert b"ListAllMyBucketsResult" in answer.read()
+    assert capsys.readouterr().out.startswith("SeaweedFS does not run here")

@@ -19,9 +19,10 @@ import click
 import pytest
 
 from pyfusekit import cli
+from pyfusekit.core import Problem
 from pyfusekit.core.mountinfo import MountInfo
 from pyfusekit.fs.s3fs import errors as s3_errors
-from pyfusekit.service import exits, mounts, options
+from pyfusekit.service import commands, ending, exits, mounts, options, unmounting
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MAN = REPOSITORY / "man"
@@ -248,14 +249,17 @@ def test_the_commands_of_the_examples_are_ours(page: str) -> None:
 
 _MOUNT = {exits.DONE, exits.USAGE, exits.TIMED_OUT, exits.SOURCE, exits.ACCESS, exits.MOUNTPOINT, exits.FUSE, exits.BUG}
 _UMOUNT = {
-    exits.DONE, exits.USAGE, exits.NOT_MOUNTED, exits.BUSY, exits.TIMED_OUT, exits.MOUNTPOINT, exits.FUSE, exits.BUG,
+    exits.DONE, exits.USAGE, exits.NOT_MOUNTED, exits.BUSY, exits.TIMED_OUT, exits.ACCESS, exits.FUSE, exits.BUG,
 }  # fmt: skip
+_ASKING = {exits.DONE, exits.USAGE, exits.NOT_MOUNTED, exits.TIMED_OUT, exits.ACCESS, exits.BUG}
 _CODES = {
     "pyfusekit.1": {value for name, value in vars(exits).items() if name.isupper() and isinstance(value, int)}
     - {exits.SIGNALLED},
     "pyfusekit-mount.1": _MOUNT,
     "pyfusekit-umount.1": _UMOUNT,
     "pyfusekit-list.1": {exits.DONE, exits.USAGE, exits.BUG},
+    "pyfusekit-errors.1": _ASKING,
+    "pyfusekit-refresh.1": _ASKING | {exits.SOURCE},
 }
 
 
@@ -287,8 +291,22 @@ def test_the_list_page_has_every_key_and_every_state() -> None:
     assert set(told) == keys
 
 
-def test_the_s3_page_has_every_errno_of_the_store() -> None:
-    said = set(re.findall(r"^ {5}(E[A-Z]+)\b", section("pyfusekit-s3.7", "DIAGNOSTICS"), flags=re.M))
+def test_the_errors_page_has_every_key() -> None:
+    keys = {"mountpoint", "source", *commands.told_problem(Problem("x", "y", errno.EIO, "z"))}
+    assert set(re.findall(r"^ {13}([a-z_]+)(?!\S)", section("pyfusekit-errors.1", "OPTIONS"), flags=re.M)) == keys
+
+
+def test_the_umount_page_has_the_limits() -> None:
+    text = section("pyfusekit-umount.1", "DESCRIPTION")
+    for seconds in (unmounting.DEFAULT_LIMIT_S, unmounting._LINE_EVERY_S, ending.DRAIN_LIMIT_S):
+        assert f" {seconds:g} seconds" in text
+
+
+def test_the_s3_page_has_every_errno_of_the_store_and_of_the_filesystem() -> None:
+    said = set(re.findall(r"^ {5}(E[A-Z0-9]+)\b", section("pyfusekit-s3.7", "DIAGNOSTICS"), flags=re.M))
     rows = (*s3_errors.BY_CODE.values(), *s3_errors.BY_STATUS.values())
-    numbers = {row.errno for row in rows} | {errno.EROFS, errno.EHOSTDOWN}
-    assert said == {errno.errorcode[number].replace("ENOTSUP", "EOPNOTSUPP") for number in numbers}
+    names = {errno.errorcode[row.errno].replace("ENOTSUP", "EOPNOTSUPP") for row in rows}
+    for path in Path(s3_errors.__file__).parent.glob("*.py"):
+        names |= set(re.findall(r"Error\(\s*errno\.(E[A-Z0-9]+)", path.read_text()))
+    # No program meets those: the kernel would have to err, or the server has ended.
+    assert said == names - {"EBADF", "ENOTCONN", "ESHUTDOWN"}
