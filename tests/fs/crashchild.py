@@ -17,7 +17,7 @@ from typing import Any
 from pyfusekit.fs.s3fs.journal import Journal
 from pyfusekit.fs.s3fs.publish import Publisher
 from pyfusekit.fs.s3fs.rename import rename_tree
-from pyfusekit.fs.s3fs.staging import Scratch
+from pyfusekit.fs.s3fs.scratch import Scratch
 from pyfusekit.fs.s3fs.store import Attributes, Bytes, Features
 from pyfusekit.fs.s3fs.writeback import WriteBack
 

@@ -23,7 +23,7 @@ from fakestore import FakeStore
 
 from pyfusekit.fs.s3fs.journal import Journal
 from pyfusekit.fs.s3fs.publish import Publisher
-from pyfusekit.fs.s3fs.staging import Scratch
+from pyfusekit.fs.s3fs.scratch import Scratch
 from pyfusekit.fs.s3fs.store import Object
 from pyfusekit.fs.s3fs.writeback import WriteBack
 

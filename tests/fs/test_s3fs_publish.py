@@ -17,7 +17,8 @@ from pyfusekit.fs.s3fs import conflicts, feeding, plan, publish
 from pyfusekit.fs.s3fs.errors import StoreError
 from pyfusekit.fs.s3fs.feeding import BACKLOG, TXN
 from pyfusekit.fs.s3fs.publish import Publisher
-from pyfusekit.fs.s3fs.staging import Scratch, Staged
+from pyfusekit.fs.s3fs.scratch import Scratch
+from pyfusekit.fs.s3fs.staging import Staged
 from pyfusekit.fs.s3fs.store import Attributes, Features, Object, Upload
 
 MIB = 1 << 20

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from pyfusekit.fs.s3fs import feeding, plan, publish, staging, streams
 from pyfusekit.fs.s3fs.publish import Publisher
-from pyfusekit.fs.s3fs.staging import Base, Local, Scratch, Staged
+from pyfusekit.fs.s3fs.scratch import Scratch
+from pyfusekit.fs.s3fs.staging import Base, Local, Staged
 from pyfusekit.fs.s3fs.store import Attributes, Features
 
 MIN = 8

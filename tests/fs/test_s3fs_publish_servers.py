@@ -18,7 +18,7 @@ from pyfusekit.fs.s3fs.aio import AioStore
 from pyfusekit.fs.s3fs.errors import StoreError
 from pyfusekit.fs.s3fs.options import Source
 from pyfusekit.fs.s3fs.publish import Publisher
-from pyfusekit.fs.s3fs.staging import Scratch
+from pyfusekit.fs.s3fs.scratch import Scratch
 from pyfusekit.fs.s3fs.store import Attributes, Object
 
 MIB = 1 << 20

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyfusekit.fs.s3fs import sparse, staging
-from pyfusekit.fs.s3fs.staging import Base, Local, Scratch, Staged, Zero
+from pyfusekit.fs.s3fs.scratch import Scratch
+from pyfusekit.fs.s3fs.staging import Base, Local, Staged, Zero
 from pyfusekit.fs.s3fs.store import MAX_OBJECT, Object
 
 SPACE = 64

@@ -16,7 +16,8 @@ from pyfusekit.fs.s3fs import recovery, uploading
 from pyfusekit.fs.s3fs.errors import StoreError
 from pyfusekit.fs.s3fs.journal import INLINE, Journal, Record
 from pyfusekit.fs.s3fs.publish import Publisher
-from pyfusekit.fs.s3fs.staging import Scratch, Staged
+from pyfusekit.fs.s3fs.scratch import Scratch
+from pyfusekit.fs.s3fs.staging import Staged
 from pyfusekit.fs.s3fs.store import Attributes, Object, Upload
 from pyfusekit.fs.s3fs.writeback import Pending, WriteBack
 

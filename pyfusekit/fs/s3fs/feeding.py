@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
 from .plan import CopyPart, PutPart, part_bytes, plan, put_limit
-from .staging import Scratch, Staged
+from .scratch import Scratch
+from .staging import Staged
 from .store import MAX_PARTS, MIN_PART, Attributes, Store, Upload
 from .streams import FileBody, Stream
 

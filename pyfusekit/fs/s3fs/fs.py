@@ -31,7 +31,7 @@ from .lookup import Finder
 from .options import S3Options
 from .publish import Publisher
 from .reader import Reader
-from .staging import Scratch
+from .scratch import Scratch
 from .store import Object, Store
 from .tree import Node
 from .versions import VersionView
@@ -163,6 +163,8 @@ class S3FS(Attributed):
             part = getattr(self, name, None)
             if part is not None:
                 await part.close()
+        if hasattr(self, "scratch"):
+            self.scratch.close()
         if self.index is not None:
             await self.index.close()
         if self.cache is not None:

@@ -7,7 +7,8 @@ import hashlib
 import os
 
 from .journal import Record, copy_ranges, open_data
-from .staging import Scratch, Staged
+from .scratch import Scratch
+from .staging import Staged
 from .store import Attributes, Object
 
 _ONE_PUT = 1 << 20

@@ -18,7 +18,8 @@ from .errors import StoreError
 from .feeding import TXN, PublishOptions, labelled, stopped
 from .outcome import Again, Conflict, Outcome
 from .plan import CopyPart, Put, Step, plan, put_limit
-from .staging import Scratch, Staged
+from .scratch import Scratch
+from .staging import Staged
 from .store import (
     MAX_PART,
     Attributes,

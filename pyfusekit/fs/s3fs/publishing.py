@@ -180,6 +180,7 @@ class Publishing(Mounted):
                 # It reads and checksums the file.
                 adopt = partial(self.cache.adopt, self.cache_source, item.key, item.etag, item.size, staged.fd)
                 await asyncio.to_thread(adopt)
+            staged.reusable = True
             await self.publisher.discard(staged)
         if file.handles == 0 and self.files.get(node.ino) is file:
             self._forget_file(file)

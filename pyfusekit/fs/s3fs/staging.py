@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import tempfile
 import uuid
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .extents import Extents
 from .sparse import link, punch
 from .store import MAX_OBJECT, MIN_PART, Object
 from .streams import Attempt, Snapshot, Stream
+
+if TYPE_CHECKING:
+    from .scratch import Scratch
 
 
 class Local(NamedTuple):
@@ -39,71 +41,6 @@ class Zero(NamedTuple):
 
     start: int
     end: int
-
-
-class Scratch:
-    """A directory for staging files, and how many bytes they may hold together."""
-
-    def __init__(self, directory: str, limit_bytes: int = 0, *, conflicts: str = "") -> None:
-        """*directory* is made, for its owner only, when it is not there; *limit_bytes* 0 is no limit but the disk's.
-
-        *conflicts*: where copies are kept that could not be published, on the same filesystem; DIRECTORY/conflicts when "".
-        """
-        os.makedirs(directory, 0o700, exist_ok=True)
-        self.directory = directory
-        self.conflicts = conflicts or os.path.join(directory, "conflicts")
-        self.limit_bytes = limit_bytes
-        self.used_bytes = 0
-
-    def stage(self, base: Object | None, *, truncated: bool = False) -> Staged:
-        """Return a Staged for a file whose object is *base* (None: a new file, which is dirty from the start).
-
-        *truncated*: nothing of the base shows (O_TRUNC), which is a change.
-        """
-        staged = Staged(self, *self.open(), base)
-        if truncated:
-            staged.truncate(0)
-        return staged
-
-    def adopt(self, record: dict[str, Any], fd: int) -> Staged:
-        """Return the Staged of a record() whose local bytes are in the file *fd*, which belongs to it from now on.
-
-        The bytes count towards the limit, but are never refused. EIO when the file is shorter than the record says.
-        """
-        base = Object(*record["base"]) if record["base"] is not None else None
-        staged = Staged(self, fd, "", base)
-        staged.replaces = Object(*record["replaces"]) if record["replaces"] is not None else None
-        staged.id = str(record["id"])
-        staged.restored = True
-        staged.base_limit = int(record["base_limit"])
-        staged.size = int(record["size"])
-        staged.generation = int(record["generation"])
-        staged.published_generation = -1
-        staged.diverted = str(record["diverted"])
-        staged.appended = bool(record["appended"])
-        staged.attempts = {str(txn): Attempt(*attempt) for txn, attempt in record["attempts"].items()}
-        staged.local = Extents((start, end) for start, end in record["local"])
-        staged.changed = Extents((start, end) for start, end in record["changed"])
-        self.used_bytes += staged.local.total
-        if os.fstat(fd).st_size < staged.local.end:
-            staged.close()
-            raise OSError(errno.EIO, "the staging file is shorter than its record says")
-        staged.cover()
-        return staged
-
-    def open(self) -> tuple[int, str]:
-        """Return a new file's descriptor, and its path where the filesystem gives nameless files none later."""
-        try:
-            return os.open(self.directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), ""
-        except OSError as exc:
-            if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
-                raise
-        os.makedirs(self.directory, 0o700, exist_ok=True)
-        return tempfile.mkstemp(prefix="staged-", dir=self.directory)
-
-    def fits(self, size: int) -> bool:
-        """Return whether *size* bytes more are within the limit."""
-        return not self.limit_bytes or self.used_bytes + size <= self.limit_bytes
 
 
 class Staged:
@@ -133,10 +70,12 @@ class Staged:
         "local",
         "lock",
         "merged",
+        "named",
         "path",
         "published_generation",
         "replaces",
         "restored",
+        "reusable",
         "scratch",
         "sending",
         "sending_end",
@@ -187,6 +126,10 @@ class Staged:
         """The bytes below changed are another writer's (on_conflict=append-merge)."""
         self.restored = False
         """From a journal: any transaction id that begins with ours may be an attempt."""
+        self.named = False
+        """The staging file has or had a name: once it is removed, it cannot be given another (linkat(2) of O_TMPFILE)."""
+        self.reusable = False
+        """Close may keep the staging file for the next: nobody else has it."""
         self.stream: Stream | None = None
         """The multipart upload under way."""
         self.sending: Snapshot | None = None
@@ -327,6 +270,7 @@ class Staged:
 
     def save(self, path: str) -> None:
         """Give the staging file the additional name *path*, on the same filesystem; the data is not fsynced."""
+        self.named = True
         link(self.fd, path)
 
     def replace_file(self, fd: int) -> None:
@@ -343,9 +287,12 @@ class Staged:
         """
         if self.fd >= 0:
             self.scratch.used_bytes -= self.local.total
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1
             self._unname()
+            if self.reusable and not (self.named or self.kept or self.restored):
+                self.scratch.give_back(fd)
+            else:
+                os.close(fd)
 
     # For the publisher.
 
@@ -496,4 +443,4 @@ class Staged:
             self.path = ""
 
 
-__all__ = ["Base", "Local", "Scratch", "Staged", "Zero"]
+__all__ = ["Base", "Local", "Staged", "Zero"]

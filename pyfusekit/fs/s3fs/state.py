@@ -24,7 +24,8 @@ from .lookup import Finder
 from .options import S3Options, parse_source
 from .posix import NOTHING, Posix
 from .reader import Neighbours, Reader
-from .staging import Scratch, Staged
+from .scratch import Scratch
+from .staging import Staged
 from .store import Object, Store
 from .tree import Node, Tree
 from .versions import FIRST_INO

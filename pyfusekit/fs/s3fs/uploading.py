@@ -18,7 +18,7 @@ from .journal import Journal, Record
 from .pending import Pending, settle
 from .publish import Publisher
 from .recovery import FIRST_RETRY, LAST_RETRY
-from .staging import Scratch
+from .scratch import Scratch
 from .store import Attributes, Object, Store
 
 log = logging.getLogger(__name__)

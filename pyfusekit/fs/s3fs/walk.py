@@ -303,7 +303,13 @@ class Walk:
         directory = self.node.key
         expires = self.tree.expiry()
         asked = time.monotonic()
-        page = await self.store.list(directory, token=now.token)
+        try:
+            page = await self.store.list(directory, token=now.token)
+        except OSError as exc:
+            if exc.errno == errno.ENOENT:
+                # The bucket is gone. libc takes ENOENT of getdents(2) for the end of the directory (glibc readdir64.c).
+                raise OSError(errno.ESTALE, exc.strerror) from exc
+            raise
         if page.token and page.token == now.token:
             raise OSError(errno.EIO, f"the store lists the same page of {directory!r} again and again")
         if self._page_seen is not None:

@@ -123,6 +123,7 @@ class WriteBack(Uploads):
         Again for a file that waits: replaces what waits (one upload for several closes, chmod and utimens within the delay).
         ENOSPC, EIO, ENFILE: nothing was acknowledged; publish it at once instead.
         """
+        staged.named = True
         known = self._live.get(id(staged))
         if known is None or known.key != key:
             if key in self.files:
