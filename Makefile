@@ -7,13 +7,14 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test check lint oracle bench bench-memory clean system-packages
+.PHONY: help demo test check lint oracle oracle-s3 bench bench-s3 bench-memory clean system-packages
 
 help:
 	@echo "make demo     mount an S3 bucket, and read, edit and rename what is in it"
 	@echo "make test     all tests, mounted ones included"
 	@echo "make check    ruff, mypy --strict and the tests"
 	@echo "make oracle   memfs against tmpfs, 100,000 steps"
+	@echo "make oracle-s3  two s3 mounts and a plain client against a model, 80,000 steps"
 	@echo "make bench    pyfusekit beside its peers, in one run"
 
 # Debian ships Python without venv; everything else comes from the two lines behind it.
@@ -51,9 +52,12 @@ check: lint test
 oracle: $(VENV)/made-test
 	PYFUSEKIT_ORACLE_EXAMPLES=$${PYFUSEKIT_ORACLE_EXAMPLES:-2000} $(PYTEST) tests/fs/test_memfs_oracle.py --timeout 7200
 
+oracle-s3: $(VENV)/made-test
+	PYFUSEKIT_ORACLE_EXAMPLES=$${PYFUSEKIT_ORACLE_EXAMPLES:-2000} $(PYTEST) tests/fs/test_s3fs_model.py --timeout 7200
+
 # The peers have an environment of their own: pyfuse3 is compiled against Debian's libfuse3.
 .venv-bench/made: benchmarks/requirements.txt
-	@$(APT) update -qq && $(APT) install -y -qq libfuse3-dev pkg-config gcc fuse3 python3-dev >/dev/null
+	@$(APT) update -qq && $(APT) install -y -qq libfuse3-dev pkg-config gcc fuse3 python3-dev s3fs >/dev/null
 	@$(PYTHON) -m venv .venv-bench
 	@echo "building .venv-bench ..."
 	@.venv-bench/bin/python -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
@@ -64,6 +68,10 @@ oracle: $(VENV)/made-test
 
 bench: $(VENV)/made-test .venv-bench/made
 	$(BIN)/python benchmarks/run.py --write $(BENCH)
+	$(BIN)/python benchmarks/s3.py --write $(BENCH_S3)
+
+bench-s3: $(VENV)/made-test .venv-bench/made
+	$(BIN)/python benchmarks/s3.py --write $(BENCH_S3)
 
 bench-memory: $(VENV)/made-test .venv-bench/made
 	$(BIN)/python benchmarks/run.py --part million

@@ -100,7 +100,7 @@ class Attributed(Moves):
         except BaseException:
             staged = node.staged
             if fresh and staged is not None and not file.writers:
-                self.give_up(node)
+                self.give_up(node, unseen=True)
                 if staged.kept:
                     # There is nothing in it that somebody wrote. At ESTALE the kernel repeats it with what is there now.
                     conflicts.drop(staged.kept)

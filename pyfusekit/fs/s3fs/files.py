@@ -173,8 +173,8 @@ class Files(Publishing):
         if staged is not None:
             local = staged.read(offset, size)
             return local if local is not None else self._read(file, offset, size)
-        if node.packed is None:
-            raise OSError(errno.ESTALE, f"{node.key!r} was not published, and its local bytes are given up")
+        if node.packed is None or file.given_up:
+            raise given_up(node)
         found = self.reader(file).read(offset, size)
         return self._read(file, offset, size, found) if isinstance(found, Coroutine) else found
 
@@ -192,11 +192,11 @@ class Files(Publishing):
                     merged = await self._merged(file, staged, offset, size)
                     if merged is not None:
                         return merged
-                elif item is not None:
+                elif item is not None and not file.given_up:
                     found = self.reader(file).read(offset, size)
                     return await found if isinstance(found, Coroutine) else found
                 else:
-                    raise OSError(errno.ESTALE, f"{node.key!r} has no bytes any more")
+                    raise given_up(node)
             except OSError as exc:
                 if exc.errno not in (errno.ESTALE, errno.ENOENT, errno.EINTR) or item is None:
                     raise
@@ -247,8 +247,10 @@ class Files(Publishing):
             if node.gone:
                 # Removed, or given up: nothing written now would ever be published, nor anybody told.
                 raise OSError(errno.ESTALE, f"{node.key!r} was removed")
-            node.staged = self.scratch.stage(node.item)
             file = self.files.get(node.ino)
+            if file is not None and file.given_up:
+                raise given_up(node)
+            node.staged = self.scratch.stage(node.item)
             if file is not None and file.reader is not None and node.size <= SMALL:
                 # It was fetched when it was opened: publishing it takes no second GET, nor a conflict bytes that are gone.
                 data = file.reader.at_hand()
@@ -343,6 +345,8 @@ class Files(Publishing):
         if not isinstance(handle, Handle) or not handle.writable:
             return None
         node = handle.file.node
+        if handle.file.given_up:
+            raise given_up(node)
         if node.staged is None or not node.staged.dirty or node.gone:
             return None
         return self.publish(handle.file)
@@ -352,6 +356,8 @@ class Files(Publishing):
         if not isinstance(handle, Handle):
             return None
         node = handle.file.node
+        if handle.file.given_up and handle.writable:
+            raise given_up(node)
         if node.staged is None or not node.staged.dirty or node.gone:
             return None
         return self.publish(handle.file)
@@ -376,6 +382,11 @@ class Files(Publishing):
             task.cancel()
         if self.tasks:
             await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+def given_up(node: Node) -> OSError:
+    """Return what a file's opens are told when what they have seen will not be published."""
+    return OSError(errno.ESTALE, f"{node.key!r} was not published, and its local bytes are given up")
 
 
 __all__ = ["SMALL", "Files"]

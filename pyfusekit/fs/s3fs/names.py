@@ -17,7 +17,7 @@ from pyfusekit.core import ROOT_ID, Attr, Entries, Opened, Request, Result
 
 from . import posix as metadata
 from .errors import StoreError
-from .files import Files
+from .files import Files, given_up
 from .keys import NAME_MAX
 from .posix import NOTHING, Posix
 from .state import Handle
@@ -374,7 +374,10 @@ class Names(Files):
             return self.older.getattr(ino)
         node = self.tree.node(ino)
         if node.gone and node.staged is None and node.packed is None and not node.is_dir:
-            raise OSError(errno.ESTALE, f"{node.key!r} was not published, and its local bytes are given up")
+            raise given_up(node)
+        file = self.files.get(ino)
+        if file is not None and file.given_up:
+            raise given_up(node)
         settled = node.opens or node.staged is not None or node.gone or node is self.tree.root
         if (settled or self.tree.fresh(node)) and self.learner.recall(node) is not None:
             return self.attr(node)

@@ -213,15 +213,22 @@ class Publishing(Mounted):
             self._forget_file(file)
             self.tree.release(node)
 
-    def give_up(self, node: Node) -> None:
-        """Show what the store holds again, in place of local changes that will not be published."""
+    def give_up(self, node: Node, *, unseen: bool = False) -> None:
+        """Show what the store holds again, in place of local changes that will not be published.
+
+        Who has the file open has seen them, unless they are *unseen*: the name gets another inode, and theirs is stale.
+        """
         node.staged = None
         node.cached_etag = ""
         file = self.files.get(node.ino)
         if file is not None:
             # What it has fetched is of a version that may be gone, and would be taken for what is there.
             self.drop_reader(file)
-        self.tree.expire(node)
+        if file is not None and node.opens and not unseen and node.packed is not None:
+            file.given_up = True
+            self.tree.replace(node)
+        else:
+            self.tree.expire(node)
         if node.packed is None:
             self.tree.forsaken(node)
         self.notifier.inval_inode(node.ino, 0)

@@ -61,6 +61,9 @@ class File:
     """Somebody set the times by hand (utimensat): they must reach the object exactly."""
     failure: OSError | None = None
     """Why the last publish failed."""
+    given_up: bool = False
+    """Local changes that its opens have seen will not be published: what they do from now on is ESTALE, never on another
+    version's bytes."""
     reserved: int = 0
     """Up to where somebody asked for space (fallocate): st_blocks says so while the file is open."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
