@@ -670,7 +670,7 @@ async def test_writers_wait_from_when_an_upload_begins_until_it_holds_its_bytes(
     staged = await server.keep("a", b"acknowledged")
     gate = asyncio.Event()
     store.fail.append(Fault("PUT", gate=gate))
-    while server.waits.files["a"].running is None:
+    while server.waits.files["a"].running is None:  # noqa: ASYNC110
         # Each turn of the loop: the upload holds its bytes a turn or two after it began.
         await asyncio.sleep(0)
     assert server.waits.frozen(staged, 50, 60)
