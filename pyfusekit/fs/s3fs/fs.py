@@ -1,8 +1,9 @@
 """The filesystem: a bucket of S3 as a folder. Its life, and what the operator asks.
 
 Consistency. Names, sizes and times are at most metadata-ttl old, counted from the end of a listing. An open file is one
-version of its object, the newest at the time of the open: every GET carries If-Match, and when the object is replaced while
-it is open, reads that are not answered yet fail with ESTALE; who opens the name again gets the new version. Bytes of two
+version of its object, the newest at the time of the open, or one that was seen less than metadata-ttl before: every GET
+carries If-Match, and when the object is replaced while it is open, reads that are not answered yet fail with ESTALE; who
+opens the name again gets the new version. What this mount wrote it believes for 5 seconds longer. Bytes of two
 versions never mix: the new version of a file that is open is another inode. What is written becomes the next version at
 close or fsync, whole, and only over the version that was read.
 """

@@ -198,7 +198,8 @@ class Publishing(Mounted):
                 where = staged.kept = conflicts.keep(
                     self.scratch.conflicts, str(self.source), node.key, staged, why.strerror or str(why)
                 )
-                self.report(OSError(why.errno, f"{why.strerror}; what was written is kept in {where}"), "close", node.key)
+                error = OSError(why.errno, f"{why.strerror}; what was written is kept in {where}")
+                self.report(error, "close", node.key, f"mend the cause, copy {where} back, then remove it and {where}.json")
             if staged.kept or staged.conflicted or node.gone:
                 self.give_up(node)
                 await self.publisher.discard(staged)

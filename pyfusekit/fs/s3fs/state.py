@@ -129,7 +129,7 @@ class Mounted(Filesystem):
         """Return where below the mountpoint a key is, but for the escapes of odd ones."""
         return key.removeprefix(self.source.prefix)
 
-    def report(self, error: OSError, operation: str, key: str) -> None:
+    def report(self, error: OSError, operation: str, key: str, remedy: str = "") -> None:
         """Keep a failure for ``pyfusekit errors``; who asked got only its errno."""
         if operation == CONFLICT:
             # The refused request that showed it says less.
@@ -141,6 +141,7 @@ class Mounted(Filesystem):
                 path=self.place_of(key),
                 errno=error.errno or errno.EIO,
                 cause=error.strerror or str(error),
+                remedy=remedy,
                 request_id=getattr(error, "request_id", ""),
             )
         )
