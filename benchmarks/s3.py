@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -511,5 +510,4 @@ def write(text: str) -> None:
 
 
 if __name__ == "__main__":
-    threading.excepthook = threading.__excepthook__
     main()

@@ -25,21 +25,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import oracle
 import pytest
-from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pyfusekit.testing.mounted import MountedServer
 from pyfusekit.testing.recipe import Recipe
 
 pytestmark = pytest.mark.mounted
 
-EXAMPLES = int(os.environ.get("PYFUSEKIT_ORACLE_EXAMPLES", "120"))
-SEED = os.environ.get("PYFUSEKIT_ORACLE_SEED")
-SHRINK = os.environ.get("PYFUSEKIT_ORACLE_SHRINK") == "1"
+EXAMPLES = oracle.examples(120)
 STEPS = 50
-TIMEOUT_S = 7200 if EXAMPLES > 120 or SHRINK else 60
+TIMEOUT_S = 7200 if EXAMPLES > 120 or oracle.SHRINK else 60
 
 PAGE = 4096
 SIZE = 50 * PAGE
@@ -595,20 +593,6 @@ def test_every_step_does_what_it_does_on_tmpfs() -> None:
     os.chmod(base, 0o755)
     try:
         with mounted_tmpfs(base), MountedServer(RECIPE, allow_other=True) as server:
-            machine = make_machine(World(base), World(server.mountpoint), server.pet)
-            if SEED is not None:
-                machine = seed(int(SEED))(machine)
-            run_state_machine_as_test(
-                machine,
-                settings=settings(
-                    max_examples=EXAMPLES,
-                    stateful_step_count=STEPS,
-                    derandomize=SEED is None,
-                    phases=(Phase.generate, Phase.shrink) if SHRINK else (Phase.generate,),
-                    database=None,
-                    deadline=None,
-                    suppress_health_check=list(HealthCheck),
-                ),
-            )
+            oracle.run_machine(make_machine(World(base), World(server.mountpoint), server.pet), EXAMPLES, STEPS)
     finally:
         os.rmdir(base)

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import fakestore
+import oracle
 import pytest
 from badserver import clean_environment, options
 from fakestore import Fault
-from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from namespace import Clock
 from s3user import Fd
 from s3world import SHM, TTL, AtOnce, History, Inode, Mount, Opened, Tracebacks, Watched, small_world
@@ -39,13 +39,11 @@ from seaweed import SeaweedServer
 from pyfusekit.fs.s3fs.aio import AioStore
 from pyfusekit.fs.s3fs.overlay import GRACE_S
 
-EXAMPLES = int(os.environ.get("PYFUSEKIT_ORACLE_EXAMPLES", "90"))
-SEED = os.environ.get("PYFUSEKIT_ORACLE_SEED")
-SHRINK = os.environ.get("PYFUSEKIT_ORACLE_SHRINK") == "1"
+EXAMPLES = oracle.examples(90)
 STEPS = 40
 STEP_S = 5
 """A step that takes longer hangs."""
-TIMEOUT_S = 7200 if EXAMPLES > 90 or SHRINK else 120
+TIMEOUT_S = 7200 if EXAMPLES > 90 or oracle.SHRINK else 120
 
 FILES = ("a", "b", "d", "d/a", "d/b", "e/a")
 FOLDERS = ("d", "e")
@@ -621,26 +619,9 @@ class Machine(RuleBasedStateMachine):
                 )
 
 
-def run_machine(machine: Any, examples: int) -> None:
-    if SEED is not None:
-        machine = seed(int(SEED))(machine)
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=STEPS,
-            derandomize=SEED is None,
-            phases=(Phase.generate, Phase.shrink) if SHRINK else (Phase.generate,),
-            database=None,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-
-
 @pytest.mark.timeout(TIMEOUT_S)
 def test_no_update_is_lost_no_versions_are_mixed_and_listings_are_exact_in_the_end() -> None:
-    run_machine(Machine, EXAMPLES)
+    oracle.run_machine(Machine, EXAMPLES, STEPS)
 
 
 @pytest.mark.timeout(TIMEOUT_S)
@@ -677,7 +658,7 @@ def test_the_same_on_a_real_server(seaweed: SeaweedServer, monkeypatch: pytest.M
             await self.real.close()
 
     try:
-        run_machine(OnServer, max(6, EXAMPLES // 15))
+        oracle.run_machine(OnServer, max(6, EXAMPLES // 15), STEPS)
     finally:
         for bucket in buckets:
             client.delete_bucket(Bucket=bucket)

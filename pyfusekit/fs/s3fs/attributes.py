@@ -13,13 +13,12 @@ import time
 from pyfusekit.core import Attr, Request, Result, SetAttr
 
 from . import conflicts, xattrs
-from . import posix as metadata
 from .errors import StoreError
 from .moves import Moves
 from .posix import NOTHING, Posix, blank
 from .rename import copy_object
 from .state import Handle
-from .store import ABSENT, ANYWAY, Bytes, Condition, Head
+from .store import Bytes, Head, expecting
 from .tree import Node
 from .versions import FIRST_INO
 
@@ -145,11 +144,8 @@ class Attributed(Moves):
                 if item is None:
                     raise OSError(errno.ENOENT, f"{node.key!r} has no object")
                 old = head if head is not None else await self.learner.head(item)
-                attributes = metadata.attributes(
-                    node.key, wanted, self.options.metadata, old=old, guess_type=self.options.content_type
-                )
-                condition = Condition(match=item.etag) if item.etag else ANYWAY
-                copied = await copy_object(self.store, item, node.key, attributes, condition, journal=self.journal)
+                attributes = self.encoded(node.key, wanted, old)
+                copied = await copy_object(self.store, item, node.key, attributes, expecting(item), journal=self.journal)
                 same = node.cached_etag == item.etag
                 self.tree.published(node, copied)
                 self.reread(node)
@@ -172,20 +168,13 @@ class Attributed(Moves):
         self.learner.set_directory(node.key, posix)
         if not node.key.endswith("/"):
             return
-        old = head
-        if old is None:
-            try:
-                old = await self.store.head(node.key)
-            except StoreError as exc:
-                if exc.errno != errno.ENOENT:
-                    raise
-        attributes = metadata.attributes(node.key, posix, self.options.metadata, old=old, guess_type=self.options.content_type)
+        old = head if head is not None else await self.learner.there(node.key)
+        attributes = self.encoded(node.key, posix, old)
+        condition = expecting(old.item if old is not None else None)
         if old is not None and old.item.size:
             # A marker with bytes is a file beside the directory: they stay.
-            condition = Condition(match=old.item.etag)
             item = await copy_object(self.store, old.item, node.key, attributes, condition, journal=self.journal)
         else:
-            condition = ABSENT if old is None else Condition(match=old.item.etag)
             item = await self.store.put(node.key, Bytes(b""), attributes, condition)
         self.tree.published(node, item)
 
@@ -209,15 +198,9 @@ class Attributed(Moves):
 
     async def _described(self, node: Node) -> Head:
         """Return the Head of *node*; a blank one when the store has nothing under its key."""
-        item = node.item
         # Not from the index: it keeps what a copy must repeat, and no more.
-        if item is not None or (node.is_dir and node.key.endswith("/")):
-            try:
-                return await self.store.head(node.key)
-            except StoreError as exc:
-                if exc.errno != errno.ENOENT:
-                    raise
-        return blank(node.key)
+        asked = node.item is not None or (node.is_dir and node.key.endswith("/"))
+        return (await self.learner.there(node.key) if asked else None) or blank(node.key)
 
     async def listxattr(self, request: Request, ino: int) -> list[bytes]:
         """Return the names of the user's own; S3's words are found by who knows their names."""

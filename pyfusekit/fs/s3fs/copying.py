@@ -21,6 +21,7 @@ from .store import (
     Part,
     Store,
     Upload,
+    read_range,
     same_version,
 )
 
@@ -172,9 +173,7 @@ async def _parts(store: Store, source: Object, upload: Upload, *, inside: bool) 
         async with free:
             if inside:
                 return await store.copy_part(upload, number, source, start, end)
-            pieces: list[bytes] = []
-            await store.get(source, start, end - start, pieces.append)
-            return await store.upload_part(upload, number, Bytes(b"".join(pieces)))
+            return await store.upload_part(upload, number, Bytes(await read_range(store, source, start, end)))
 
     starts = range(0, source.size, size)
     return await each([part(number, start, min(start + size, source.size)) for number, start in enumerate(starts, 1)])

@@ -6,7 +6,6 @@ then on every open of the inode sees the local bytes over those of the base, unt
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import time
@@ -19,14 +18,13 @@ from pyfusekit.core import FOPEN_KEEP_CACHE, Data, Opened, ReadResult, Request, 
 
 from .posix import NOTHING
 from .publishing import Publishing
+from .reader import SMALL
 from .staging import Base, Local, Staged
 from .state import File, Handle
-from .store import Object, same_version
+from .store import Object, read_range, same_version
 from .tree import Node
 from .versions import FIRST_INO
 
-SMALL = 1 << 20
-"""Files up to this many bytes are fetched whole when they are opened: one request instead of a HEAD and a GET."""
 KEPT_WHEN_UNLINKED = 64 << 20
 """An open file up to this many bytes is fetched whole before its object is deleted, so that who reads it can go on."""
 _FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE, _FALLOC_ZERO_RANGE = 0x01, 0x02, 0x10
@@ -94,9 +92,7 @@ class Files(Publishing):
             if 0 < item.size <= SMALL and node.cached_etag != item.etag:
                 await self.reader(file).begin()
             else:
-                asked_ns = time.time_ns()
-                head = await self.store.head(item.key)
-                self.learner.take(head, asked_ns)
+                head = await self.learner.ask(item.key)
                 if not same_version(item, head.item):
                     raise OSError(errno.ESTALE, f"{item.key!r} was replaced")
             if node.replaced or node.item is None or not same_version(item, node.item):
@@ -235,9 +231,7 @@ class Files(Publishing):
             if isinstance(found, Coroutine):
                 found = await found
             return b"".join(found) if isinstance(found, list) else found
-        pieces: list[bytes] = []
-        await self.store.get(base, offset, size, pieces.append)
-        return b"".join(pieces)
+        return await read_range(self.store, base, offset, offset + size)
 
     # Writing.
 
@@ -344,23 +338,22 @@ class Files(Publishing):
         """Publish at close: what goes wrong is close's error. A journalled write-back acknowledges what is on this disk."""
         if not isinstance(handle, Handle) or not handle.writable:
             return None
-        node = handle.file.node
-        if handle.file.given_up:
-            raise given_up(node)
-        if node.staged is None or not node.staged.dirty or node.gone:
-            return None
-        return self.publish(handle.file)
+        return self._publish_changes(handle.file)
 
     def fsync(self, request: Request, ino: int, handle: Any, datasync: int) -> Result[None]:
         """Publish now: the data are in the store (with write-back: in the journal) when this returns."""
-        if not isinstance(handle, Handle):
+        if not isinstance(handle, Handle) or (handle.file.given_up and not handle.writable):
             return None
-        node = handle.file.node
-        if handle.file.given_up and handle.writable:
+        return self._publish_changes(handle.file)
+
+    def _publish_changes(self, file: File) -> Result[None]:
+        """Publish what there is to publish, at once when that is nothing; ESTALE when it was given up."""
+        node = file.node
+        if file.given_up:
             raise given_up(node)
         if node.staged is None or not node.staged.dirty or node.gone:
             return None
-        return self.publish(handle.file)
+        return self.publish(file)
 
     async def keep_for_readers(self, file: File) -> None:
         """Fetch what is not local of an open file whose object is about to be deleted; not of large ones."""
@@ -376,17 +369,10 @@ class Files(Publishing):
                     return
                 staged.fill(piece.start, data)
 
-    async def wait_for_tasks(self) -> None:
-        """End everything that runs beside the requests."""
-        for task in list(self.tasks):
-            task.cancel()
-        if self.tasks:
-            await asyncio.gather(*self.tasks, return_exceptions=True)
-
 
 def given_up(node: Node) -> OSError:
     """Return what a file's opens are told when what they have seen will not be published."""
     return OSError(errno.ESTALE, f"{node.key!r} was not published, and its local bytes are given up")
 
 
-__all__ = ["SMALL", "Files"]
+__all__ = ["Files", "given_up"]

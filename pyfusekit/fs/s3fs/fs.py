@@ -14,13 +14,12 @@ import asyncio
 import errno
 import logging
 import os
-import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pyfusekit.cache import BlockCache
-from pyfusekit.core import CONFLICT, Attr, Problem, Request, StatFs
+from pyfusekit.core import CONFLICT, Problem, Request, StatFs
 
 from . import conflicts
 from .attributes import Attributed
@@ -31,7 +30,6 @@ from .learn import Learner
 from .lookup import Finder
 from .options import S3Options
 from .publish import Publisher
-from .reader import Reader
 from .scratch import Scratch
 from .store import Object, Store
 from .tree import Node
@@ -83,13 +81,13 @@ class S3FS(Attributed):
         if options.metadata != "none":
             self.index = Index(os.path.join(self._cache_home(), "index", f"{self._identity()}.sqlite"), _INDEX_BYTES)
             await self.index.open()
-        self.learner = Learner(store, self.tree, self.index, options.metadata, self.spawn)
+        self.learner = Learner(store, self.tree, self.index, options.metadata)
         if options.cache_size:
             self.cache = BlockCache(os.path.join(self._cache_home(), "blocks"), options.cache_size)
             self.cache_source = self._identity()
         if options.versions:
             self.view = VersionView(
-                store, self.source.prefix, ttl=options.metadata_ttl, stamp=self._stamp_version, reader=self._version_reader
+                store, self.source.prefix, ttl=options.metadata_ttl, stamp=self.stamp, reader=self.new_reader
             )
         home = home_of(options.staging_dir, self._endpoint(), str(self.source))
         staging = os.path.dirname(os.path.dirname(home))
@@ -156,10 +154,7 @@ class S3FS(Attributed):
             self.drop_reader(file)
             if file.backing is not None:
                 file.backing.close()
-        for task in list(self.tasks):
-            task.cancel()
-        if self.tasks:
-            await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.end_tasks()
         for name in ("learner", "writeback", "publisher"):
             part = getattr(self, name, None)
             if part is not None:
@@ -195,19 +190,6 @@ class S3FS(Attributed):
         node = self.tree.at(pending.key, False)
         if node is not None and node.staged is pending.staged:
             self.give_up(node)
-
-    # Older versions.
-
-    def _stamp_version(self, attr: Attr, is_dir: bool) -> None:
-        options = self.options
-        attr.uid = os.getuid() if options.uid is None else options.uid
-        attr.gid = os.getgid() if options.gid is None else options.gid
-        attr.mode = (stat.S_IFDIR | options.dir_mode) if is_dir else (stat.S_IFREG | options.file_mode)
-        if is_dir:
-            attr.atime_ns = attr.mtime_ns = attr.ctime_ns = attr.btime_ns = self._mounted_ns
-
-    def _version_reader(self, store: Store, item: Object) -> Reader:
-        return Reader(store, item, limit=self.options.readahead, budget=self.budget, entry=None, tasks=self.tasks)
 
     # The whole.
 

@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from .recordlog import RESTORED, Record, RecordLog, fsync_directory, said, write_all
+from .sparse import link
 from .store import Upload
 
 log = logging.getLogger(__name__)
@@ -238,12 +239,7 @@ def _link(directory: str, fd: int, ranges: Sequence[tuple[int, int]], known: str
                 return known
     path = os.path.join(directory, name)
     try:
-        # A descriptor of a directory makes Python call linkat(2), which follows the link; link(2) would not.
-        place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.link(f"/proc/self/fd/{fd}", name, src_dir_fd=place, dst_dir_fd=place, follow_symlinks=True)
-        finally:
-            os.close(place)
+        link(fd, path)
     except OSError:
         # On another filesystem, or made without O_TMPFILE and unlinked: it has to be a copy.
         copy = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .index import Index
@@ -30,19 +30,11 @@ _MOST_SENT = 1000
 class Learner:
     """Knows, or asks for, the metadata of a mount's nodes; *flavour* is the option metadata."""
 
-    def __init__(
-        self,
-        store: Store,
-        tree: Tree,
-        index: Index | None,
-        flavour: str,
-        spawn: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]],
-    ) -> None:
+    def __init__(self, store: Store, tree: Tree, index: Index | None, flavour: str) -> None:
         self.store = store
         self.tree = tree
         self.index = index
         self.flavour = flavour
-        self._spawn = spawn
         self._asking: dict[int, asyncio.Task[Any]] = {}
         """By inode number: who asks meanwhile waits for the same answer."""
         self._waiting: dict[asyncio.Task[Any], int] = {}
@@ -134,17 +126,20 @@ class Learner:
             node.posix = NOTHING
             return
         key = node.key
+        head = await self.there(key)
+        if head is not None and node.item is None and node.key == key:
+            node.item = head.item
+        node.posix = decode(head or blank(key), self.flavour)
+        self.set_directory(key, node.posix)
+
+    async def there(self, key: str) -> Head | None:
+        """Return what the store says of *key* now, all of it; None when there is nothing."""
         try:
-            head = await self.store.head(key)
+            return await self.store.head(key)
         except OSError as exc:
             if exc.errno != errno.ENOENT:
                 raise
-            head = blank(key)
-        else:
-            if node.item is None and node.key == key:
-                node.item = head.item
-        node.posix = decode(head, self.flavour)
-        self.set_directory(key, node.posix)
+        return None
 
     async def _file(self, node: Node) -> None:
         item = node.item
@@ -152,20 +147,18 @@ class Learner:
             node.posix = NOTHING
             return
         looked = self._seen.pop(item.key, None)
-        if self.index is not None and (looked is None or looked[0] != item):
-            entry = (await self.index.page([item])).get(item.key)
-            if entry is not None:
-                node.posix = decode(Head(item, entry.metadata, entry.headers), self.flavour)
+        if looked is None or looked[0] != item:
+            indexed = await self._indexed(item)
+            if indexed is not None:
+                node.posix = decode(indexed, self.flavour)
                 return
-        asked_ns = time.time_ns()
         expires = self.tree.expiry()
         try:
-            head = await self.store.head(item.key)
+            head = await self.ask(item.key)
         except OSError as exc:
             if exc.errno == errno.ENOENT:
                 self.tree.expire(node)
             raise
-        self.take(head, asked_ns)
         now = node.item
         if now is None or not same_version(now, item):
             return
@@ -176,10 +169,18 @@ class Learner:
             if found is node:
                 node.posix = decode(head, self.flavour)
 
-    def take(self, head: Head, asked_ns: int) -> None:
-        """Keep what a HEAD said."""
+    async def ask(self, key: str) -> Head:
+        """Return what the store says of a file's key now, and keep it; ENOENT."""
+        asked_ns = time.time_ns()
+        head = await self.store.head(key)
         if self.index is not None:
             self.index.put_head(head, asked_ns=asked_ns)
+        return head
+
+    async def _indexed(self, item: Object) -> Head | None:
+        """Return what the index knows of exactly this version."""
+        entry = (await self.index.page([item])).get(item.key) if self.index is not None else None
+        return Head(item, entry.metadata, entry.headers) if entry is not None else None
 
     def sent(self, item: Object, attributes: Attributes) -> None:
         """Keep what was just written with *item*: who renames or changes it next need not ask. Believed as names are."""
@@ -193,13 +194,10 @@ class Learner:
         sent = self._sent.get(item.key)
         if sent is not None and sent[0] > time.monotonic() and sent[1].item == item:
             return sent[1]
-        if self.index is not None:
-            entry = (await self.index.page([item])).get(item.key)
-            if entry is not None:
-                return Head(item, entry.metadata, entry.headers)
-        asked_ns = time.time_ns()
-        head = await self.store.head(item.key)
-        self.take(head, asked_ns)
+        indexed = await self._indexed(item)
+        if indexed is not None:
+            return indexed
+        head = await self.ask(item.key)
         if not same_version(item, head.item):
             raise OSError(errno.ESTALE, f"{item.key!r} was replaced")
         return head

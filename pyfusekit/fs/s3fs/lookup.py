@@ -49,6 +49,11 @@ class Finder:
         self.tree = tree
         self._runs: dict[str, _Run] = {}
 
+    async def named(self, directory: Node, name: bytes) -> Node | None:
+        """Return the node of *name* in *directory*, as it is believed or else as the store says; None when there is none."""
+        found = self.tree.known(directory, name)
+        return await self.lookup(directory, name) if found is UNKNOWN else found
+
     async def lookup(self, directory: Node, name: bytes) -> Node | None:
         """Return the node of *name* in *directory*, or None when there is no such name."""
         where = self.tree.meaning(directory, name)

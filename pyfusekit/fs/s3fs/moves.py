@@ -15,16 +15,15 @@ from typing import Any
 
 from pyfusekit.core import Request
 
-from . import posix as metadata
 from .errors import StoreError
-from .files import SMALL
 from .names import Names
 from .posix import NOTHING, Posix
+from .reader import SMALL
 from .rename import copy_file, rename_file, rename_tree
 from .staging import Staged
 from .state import File, Handle
-from .store import ABSENT, ANYWAY, Attributes, Condition, Object
-from .tree import UNKNOWN, Node
+from .store import Attributes, Object, expecting
+from .tree import Node
 from .versions import FIRST_INO
 
 log = logging.getLogger("pyfusekit.s3fs")
@@ -42,8 +41,7 @@ class Moves(Names):
         directory = self._writable_directory(parent)
         newdirectory = self._writable_directory(newparent)
         node = await self._existing(directory, name)
-        found = self.tree.known(newdirectory, newname)
-        target = await self.finder.lookup(newdirectory, newname) if found is UNKNOWN else found
+        target = await self.finder.named(newdirectory, newname)
         if target is node:
             return
         if target is not None and flags & _RENAME_NOREPLACE:
@@ -110,10 +108,9 @@ class Moves(Names):
 
     async def _copied(self, node: Node, item: Object, key: str, replaced: Object | None, exclusive: bool) -> Object:
         """Move the object, whose ctime is now; *replaced* is what it replaces, None nothing."""
-        condition = ABSENT if replaced is None else Condition(match=replaced.etag) if replaced.etag else ANYWAY
         posix, attributes = await self._moved_attributes(node, key)
         try:
-            made = await rename_file(self.store, item, key, condition, attributes, self.journal)
+            made = await rename_file(self.store, item, key, expecting(replaced), attributes, self.journal)
         except OSError as exc:
             if exc.errno == errno.EEXIST and not exclusive:
                 raise OSError(errno.EBUSY, f"{key!r} was made by somebody else") from exc
@@ -132,8 +129,7 @@ class Moves(Names):
             posix = posix.but(ctime_ns=time.time_ns())
             old = await self.old_head(node)
             if old is not None:
-                flavour, guess = self.options.metadata, self.options.content_type
-                return posix, metadata.attributes(key, posix, flavour, old=old, guess_type=guess)
+                return posix, self.encoded(key, posix, old)
         except OSError as exc:
             log.info("%r keeps its ctime: %s", key, exc.strerror)
         return NOTHING, None
@@ -233,8 +229,7 @@ class Moves(Names):
             staged: Staged | None = node.staged
             if staged is None or staged.size or staged.stream is not None or staged.attempts or node.gone:
                 return False
-            expected = staged.replaces
-            condition = ABSENT if expected is None else Condition(match=expected.etag) if expected.etag else ANYWAY
+            condition = expecting(staged.replaces)
             generation = staged.generation
             self._touch_times(node)
             attributes = await self.attributes(node)

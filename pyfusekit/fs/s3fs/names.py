@@ -20,8 +20,7 @@ from .errors import StoreError
 from .files import Files, given_up
 from .keys import NAME_MAX
 from .posix import NOTHING, Posix
-from .state import Handle
-from .store import ABSENT, ANYWAY, Bytes, Condition, Object
+from .store import ABSENT, Bytes, Object, expecting, read_range
 from .tree import UNKNOWN, Node
 from .versions import FIRST_INO
 from .versions import NAME as VERSIONS
@@ -59,8 +58,7 @@ class Names(Files):
         """Return what *name* is, with its metadata known, or None."""
         missing = False
         for _ in range(3):
-            found = self.tree.known(directory, name)
-            node = await self.finder.lookup(directory, name) if found is UNKNOWN else found
+            node = await self.finder.named(directory, name)
             if node is None:
                 return None
             # Nobody counts it yet, and what is not counted may be let go at the next await.
@@ -228,16 +226,13 @@ class Names(Files):
 
     async def _absent(self, directory: Node, name: bytes) -> None:
         """Raise EEXIST when the name is there; what is only believed, the condition of the request checks."""
-        found = self.tree.known(directory, name)
-        if found is UNKNOWN:
-            found = await self.finder.lookup(directory, name)
+        found = await self.finder.named(directory, name)
         if found is not None:
             raise OSError(errno.EEXIST, f"{found.key!r} exists")
 
     async def _put_new(self, key: str, posix: Posix, data: bytes) -> Object:
-        attributes = metadata.attributes(key, posix, self.options.metadata, guess_type=self.options.content_type)
         try:
-            return await self.store.put(key, Bytes(data), attributes, ABSENT)
+            return await self.store.put(key, Bytes(data), self.encoded(key, posix), ABSENT)
         except StoreError as exc:
             if exc.errno == errno.ESTALE:
                 raise OSError(errno.EEXIST, f"{key!r} was made by somebody else") from exc
@@ -262,13 +257,11 @@ class Names(Files):
             raise OSError(errno.EIO, f"{node.key!r} is a symbolic link with a target of {item.size} bytes")
         if not item.size:
             return b""
-        pieces: list[bytes] = []
         try:
-            await self.store.get(item, 0, item.size, pieces.append)
+            return await read_range(self.store, item, 0, item.size)
         except OSError as exc:
             self.lost(node, item, exc)
             raise
-        return b"".join(pieces)
 
     # Removing.
 
@@ -298,7 +291,7 @@ class Names(Files):
         if item is None:
             return
         try:
-            await self.store.delete(item.key, Condition(match=item.etag) if item.etag else ANYWAY)
+            await self.store.delete(item.key, expecting(item))
         except StoreError as exc:
             if exc.errno in (errno.ESTALE, errno.ENOENT):
                 self.tree.expire(node)
@@ -328,8 +321,7 @@ class Names(Files):
         self._lose(directory, node)
 
     async def _existing(self, directory: Node, name: bytes) -> Node:
-        found = self.tree.known(directory, name)
-        node = await self.finder.lookup(directory, name) if found is UNKNOWN else found
+        node = await self.finder.named(directory, name)
         if node is None:
             raise OSError(errno.ENOENT, f"{name!r} is not in {directory.key!r}")
         return node
@@ -399,4 +391,4 @@ class Names(Files):
         return self.attr(node)
 
 
-__all__ = ["Handle", "Names"]
+__all__ = ["Names"]

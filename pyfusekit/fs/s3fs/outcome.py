@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from .errors import StoreError
 from .feeding import TXN, Feeder
 from .staging import Staged
-from .store import ABSENT, ANYWAY, Condition, Head, Object, same_version
+from .store import ANYWAY, Condition, Head, Object, expecting, same_version
 from .streams import Attempt
 
 log = logging.getLogger("pyfusekit.s3fs")
@@ -65,7 +65,7 @@ class Outcome(Feeder):
         sending = staged.sending
         assert sending is not None
         features = self.store.features
-        condition = ABSENT if expected is None else Condition(match=expected.etag)
+        condition = expecting(expected)
         if not getattr(features, feature) or (expected is not None and not expected.etag):
             condition = ANYWAY
             done = await self._compare(staged, key)

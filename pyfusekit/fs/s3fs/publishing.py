@@ -17,7 +17,7 @@ from pyfusekit.core import Result
 
 from . import conflicts
 from . import posix as metadata
-from .posix import NOTHING
+from .posix import NOTHING, Posix
 from .staging import Staged
 from .state import File, Mounted
 from .store import Attributes, Head, Object
@@ -104,7 +104,11 @@ class Publishing(Mounted):
         posix = node.posix or NOTHING
         if posix.mode is None and self.options.metadata == "s3fs":
             posix = posix.but(mode=stat.S_IFREG | self.options.file_mode)
-        return metadata.attributes(node.key, posix, self.options.metadata, old=old, guess_type=self.options.content_type)
+        return self.encoded(node.key, posix, old)
+
+    def encoded(self, key: str, posix: Posix, old: Head | None = None) -> Attributes:
+        """Return *posix* as the mount keeps it, with what *old*, the version before, carries of others."""
+        return metadata.attributes(key, posix, self.options.metadata, old=old, guess_type=self.options.content_type)
 
     # Letting go.
 
@@ -129,6 +133,12 @@ class Publishing(Mounted):
             self._forget_file(file)
             self.tree.release(node)
         return None
+
+    def _unused(self, file: File) -> None:
+        """Forget *file* when nobody has it open, unless that was done already."""
+        if file.handles == 0 and self.files.get(file.node.ino) is file:
+            self._forget_file(file)
+            self.tree.release(file.node)
 
     def _forget_file(self, file: File) -> None:
         self.drop_reader(file)
@@ -182,9 +192,7 @@ class Publishing(Mounted):
                 await asyncio.to_thread(adopt)
             staged.reusable = True
             await self.publisher.discard(staged)
-        if file.handles == 0 and self.files.get(node.ino) is file:
-            self._forget_file(file)
-            self.tree.release(node)
+        self._unused(file)
 
     async def _unpublished(self, file: File, staged: Staged) -> None:
         """Keep what close could not publish: after a conflict its copy lies where the error said, else the journal has it."""
@@ -210,9 +218,7 @@ class Publishing(Mounted):
                     # What others say of the version before is not to be had now; the bytes are what must not be lost.
                     attributes = self._attributes_now(node)
                 await self.writeback.keep(staged, node.key, attributes)
-        if file.handles == 0 and self.files.get(node.ino) is file:
-            self._forget_file(file)
-            self.tree.release(node)
+        self._unused(file)
 
     def give_up(self, node: Node, *, unseen: bool = False) -> None:
         """Show what the store holds again, in place of local changes that will not be published.

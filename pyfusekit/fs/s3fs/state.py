@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pyfusekit.cache import BlockCache, Budget, Entry
-from pyfusekit.core import CONFLICT, Attr, Backing, Filesystem, Problem, ProblemLog, Result
+from pyfusekit.core import CONFLICT, Attr, Backing, Filesystem, Problem, ProblemLog
 
 from .learn import Learner
 from .lookup import Finder
 from .options import S3Options, parse_source
-from .posix import NOTHING, Posix
+from .posix import NOTHING
 from .reader import Neighbours, Reader
 from .scratch import Scratch
 from .staging import Staged
@@ -160,6 +160,13 @@ class Mounted(Filesystem):
         task.add_done_callback(self.tasks.discard)
         return task
 
+    async def end_tasks(self) -> None:
+        """End everything that runs beside the requests."""
+        for task in list(self.tasks):
+            task.cancel()
+        if self.tasks:
+            await asyncio.gather(*self.tasks, return_exceptions=True)
+
     @property
     def older(self) -> VersionView:
         """The view of older versions, for inode numbers that are its own."""
@@ -171,27 +178,22 @@ class Mounted(Filesystem):
 
     def attr(self, node: Node) -> Attr:
         """Return *node*'s attributes; the kernel may believe them for what is left of its time."""
-        options = self.options
         posix = node.posix or NOTHING
         attr = Attr(ino=node.ino)
-        attr.uid = os.getuid() if options.uid is None else options.uid
-        attr.gid = os.getgid() if options.gid is None else options.gid
+        self.stamp(attr, node.is_dir)
         if node.is_dir:
-            attr.mode = stat.S_IFDIR | options.dir_mode
             attr.size = _DIRECTORY_SIZE
-            times = node.mtime_ns or self._mounted_ns
         else:
-            attr.mode = stat.S_IFREG | options.file_mode
             staged: Staged | None = node.staged
             attr.size = staged.size if staged is not None else node.size
             file = self.files.get(node.ino) if node.opens else None
             taken = attr.size if file is None else max(attr.size, file.reserved)
             attr.blocks = (taken + _BLOCK - 1) // _BLOCK
             attr.blksize = 1 << 20
-            times = node.mtime_ns or self._mounted_ns
         if node.gone:
             attr.nlink = 0
-        attr.atime_ns = attr.mtime_ns = attr.ctime_ns = attr.btime_ns = times
+        if node.mtime_ns:
+            attr.atime_ns = attr.mtime_ns = attr.ctime_ns = attr.btime_ns = node.mtime_ns
         posix.fill(attr)
         if node.is_dir and self.changes_ns:
             changed = self.changes_ns.get(node.key, 0)
@@ -203,6 +205,14 @@ class Mounted(Filesystem):
             attr.entry_ttl = min(self.entry_ttl, left)
             attr.attr_ttl = min(self.attr_ttl, left)
         return attr
+
+    def stamp(self, attr: Attr, is_dir: bool) -> None:
+        """Give *attr* what the mount says where no object does: owner, mode, and the time of the mount."""
+        options = self.options
+        attr.uid = os.getuid() if options.uid is None else options.uid
+        attr.gid = os.getgid() if options.gid is None else options.gid
+        attr.mode = (stat.S_IFDIR | options.dir_mode) if is_dir else (stat.S_IFREG | options.file_mode)
+        attr.atime_ns = attr.mtime_ns = attr.ctime_ns = attr.btime_ns = self._mounted_ns
 
     def changed(self, *directories: Node) -> None:
         """Note that names in *directories* changed now."""
@@ -232,12 +242,6 @@ class Mounted(Filesystem):
         node.nlookup += 1
         return self.attr(node)
 
-    def known_posix(self, node: Node) -> Result[Posix]:
-        """Return what the metadata say of *node*; asks the store when that is not known."""
-        if node.posix is not None:
-            return node.posix
-        return self.learner.learn(node)
-
     # Content.
 
     def file(self, node: Node) -> File:
@@ -261,7 +265,11 @@ class Mounted(Filesystem):
         entry = None
         if self.cache is not None and item.etag:
             entry = self.cache.open(self.cache_source, item.key, item.etag, item.size)
-        return Reader(self.store, item, limit=self.options.readahead, budget=self.budget, entry=entry, tasks=self.tasks)
+        return self.new_reader(self.store, item, entry)
+
+    def new_reader(self, store: Store, item: Object, entry: Entry | None = None) -> Reader:
+        """Return a reader within the mount's memory; *store* may be one of older versions."""
+        return Reader(store, item, limit=self.options.readahead, budget=self.budget, entry=entry, tasks=self.tasks)
 
     def drop_reader(self, file: File) -> None:
         """End the fetches of *file*, but those that reads wait for; the next read makes a reader of what is there then."""

@@ -76,6 +76,11 @@ ANYWAY = Condition()
 ABSENT = Condition(absent=True)
 
 
+def expecting(item: Object | None) -> Condition:
+    """Return the condition that the key still holds *item* (None: nothing); without an ETag it cannot be told from others."""
+    return ABSENT if item is None else Condition(match=item.etag)
+
+
 class Upload(NamedTuple):
     """A multipart upload under way."""
 
@@ -251,6 +256,13 @@ class Store(Protocol):
         """Return a page of the versions below *prefix*, by key, the newest of a key first."""
 
 
+async def read_range(store: Store, item: Object, start: int, end: int) -> bytes:
+    """Return the bytes [start, end) of *item* in one piece; errors are those of Store.get."""
+    pieces: list[bytes] = []
+    await store.get(item, start, end - start, pieces.append)
+    return b"".join(pieces)
+
+
 def same_version(one: Object, other: Object) -> bool:
     """Return whether two answers about a key are about the same bytes."""
     return one.etag == other.etag and one.size == other.size and (bool(one.etag) or _seconds(one) == _seconds(other))
@@ -283,5 +295,7 @@ __all__ = [
     "Upload",
     "Version",
     "Versions",
+    "expecting",
+    "read_range",
     "same_version",
 ]
