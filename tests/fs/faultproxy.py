@@ -167,6 +167,8 @@ class FaultProxy:
         self.most_under_way = 0
         self._faults: list[Fault] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        """Of connections whose task has not ended them."""
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._stop = asyncio.Event()
@@ -220,18 +222,32 @@ class FaultProxy:
         self._ready.set()
         await self._stop.wait()
         server.close()
+        # A connection that was accepted a moment ago gets its task in the next rounds of the loop.
+        for _ in range(3):
+            await asyncio.sleep(0)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # A task that was cancelled before it ran has closed nothing.
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)
         await server.wait_closed()
         await self._loop.shutdown_asyncgens()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # What was drained is sent: a reset takes back nothing of it.
         writer.transport.set_write_buffer_limits(high=0)
+        self._writers.add(writer)
         task = self._loop.create_task(Connection(self, reader, writer).serve())
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled():
+                self._writers.discard(writer)
+
+        task.add_done_callback(ended)
 
     def fault_of(self, seen: Seen) -> Fault:
         """Return what is to happen to a request."""
