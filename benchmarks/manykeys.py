@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -40,20 +39,21 @@ class Lister:
 
     def listing(self, query: dict[str, list[str]]) -> str:
         """Return a page of ListObjectsV2; the continuation token is the number of the first row."""
-        prefix = query.get("prefix", [""])[0]
+        directory, slash, stem = query.get("prefix", [""])[0].rpartition("/")
+        folders = bool(self.width) and not directory
+        total = self.count if not self.width else self.count // self.width if folders else self.width
         first = int(query.get("continuation-token", ["0"])[0])
-        delimited = "delimiter" in query
-        rows: list[str] = []
-        if self.width and delimited and "/" not in prefix:
-            first = max(first, int(prefix[1:] or "0"))
-            total = first + 1 if prefix else self.count // self.width
-            row: Callable[[int], str] = lambda n: f"<CommonPrefixes><Prefix>d{n:06}/</Prefix></CommonPrefixes>"  # noqa: E731
+        if stem[1:]:
+            # The whole name of a key: somebody looks it up.
+            first = int(stem[1:])
+            total = min(total, first + 1)
+        elif after := query.get("start-after", [""])[0].rpartition("/")[2].strip("~"):
+            first = int(after[1:8] or "0")
+        upto = min(total, first + min(PAGE, int(query.get("max-keys", [str(PAGE)])[0])))
+        if folders:
+            rows = [f"<CommonPrefixes><Prefix>d{n:06}/</Prefix></CommonPrefixes>" for n in range(first, upto)]
         else:
-            total = (self.width if prefix.startswith("d") else 0) if self.width else (0 if prefix else self.count)
-            row = lambda n: _ROW.format(key=f"{prefix}k{n:07}", etag=f"{n:032x}")  # noqa: E731
-        most = min(PAGE, int(query.get("max-keys", [str(PAGE)])[0]))
-        upto = min(total, first + most)
-        rows = [row(number) for number in range(first, upto)]
+            rows = [_ROW.format(key=f"{directory}{slash}k{n:07}", etag=f"{n:032x}") for n in range(first, upto)]
         more = f"<NextContinuationToken>{upto}</NextContinuationToken>" if upto < total else ""
         self.pages.value += 1
         return (

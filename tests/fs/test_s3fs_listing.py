@@ -146,6 +146,22 @@ def test_page_whose_objects_nodes_have_is_light_and_still_knows_what_is_not_ther
     assert memory.rows() == 0
 
 
+def test_many_pages_are_packed_and_still_know_their_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "MAX_ROWS", 40)
+    monkeypatch.setattr(listing, "LOOSE_ROWS", 16)
+    memory = Memory()
+    names = [f"{page:02}{n}" for page in range(10) for n in range(8)]
+    for page in range(10):
+        before = names[8 * page - 1] if page else ""
+        memory.add("", spanning(*names[8 * page : 8 * page + 8], after=before, token="t" if page < 9 else ""), 0.0)
+    assert memory.rows() == 80
+    for name in names:
+        said = memory.find("", name)
+        assert said is not None
+        assert said.item == obj(name)
+    assert [item for _, item in memory.behind("", "003", 3)] == [obj("004"), obj("005"), obj("006")]
+
+
 def test_page_of_plain_names_is_not_looked_at_name_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Listing, "_row", None)
     page = Page([obj(f"dir/name-{number:05}.dat") for number in range(1000)], ["dir/sub/"], "more")

@@ -394,6 +394,24 @@ async def test_walk_of_a_large_directory_keeps_only_names_of_what_is_read() -> N
     walk.close()
 
 
+@pytest.mark.parametrize("first_without", [b"f0002", b"f0011"])
+async def test_what_went_out_without_attributes_is_looked_up_without_asking_the_store(first_without: bytes) -> None:
+    store = filled(60)
+    world = Namespace(store)
+
+    def attr(node: Node, name: bytes) -> Attr | None:
+        return None if name == first_without else world.attr(node, name)
+
+    walk = Walk(store, world.tree, world.root, attr)
+    # As the kernel does it: some with attributes, then names only, then with attributes again.
+    first = [entry async for entry in walk.entries(0, True)][:8]
+    await all_behind(walk, first[-1].offset, plus=False)
+    await all_behind(walk, 40, plus=True)
+    for name in (first_without, b"f0019", b"f0030"):
+        assert world.tree.known(world.root, name) is not UNKNOWN
+    walk.close()
+
+
 def test_root_of_a_prefix_is_its_own_parent() -> None:
     tree = Tree("a/b/", 1.0)
     assert tree.parent_key(tree.root) == "a/b/"

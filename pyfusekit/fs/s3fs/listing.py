@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from operator import lt
 from typing import NamedTuple
 
 from .keys import MARK, MORE, NAME_MAX, name_in, stem_of, unfit
+from .packed import Packed
 from .store import Object, Page
 
-MAX_ROWS = 100_000
-"""Rows of remembered pages, all directories together; the oldest go first. Rows whose objects nodes have count a quarter."""
+MAX_ROWS = 300_000
+"""Rows of remembered pages, all directories together; the oldest go first. Packed rows, and those whose objects nodes have,
+count a quarter: so the names of a directory of a million are all remembered, in some 110 MiB."""
+LOOSE_ROWS = 60_000
+"""So many before the oldest are packed."""
 _LEAN = 4
 _END = "\U0010ffff"
 """Behind every key."""
@@ -209,7 +214,7 @@ class Span:
         self.after = after
         """Keys behind this one..."""
         self.keys = [item.key for item in objects]
-        self.items: list[Object] | None = objects
+        self.items: Sequence[Object] | None = objects
         """None: the nodes know."""
         last = max(self.keys[-1] if self.keys else "", self.prefixes[-1] if self.prefixes else "")
         self.last = last if token else _END
@@ -239,6 +244,8 @@ class Memory:
         self._spans: dict[str, list[Span]] = {}
         """By directory key, the one that was written to last at the end."""
         self._total = 0
+        self._loose: deque[Span] = deque()
+        """Those that were not packed, the oldest first; some may have been forgotten since."""
 
     def add(self, directory: str, span: Span, now: float) -> None:
         """Remember *span*, a clean page, in place of what it overlaps; forget what is too old or too much."""
@@ -260,6 +267,9 @@ class Memory:
         spans[first:end] = [span]
         self._weigh(span, 1 + len(span.keys) + len(span.prefixes))
         self._spans[directory] = spans
+        self._loose.append(span)
+        while len(self._loose) > 1 and (self._total > LOOSE_ROWS or not self._loose[0].weight):
+            self._pack(self._loose.popleft())
         while self._total > MAX_ROWS:
             key, spans = next(iter(self._spans.items()))
             oldest = min(spans, key=_asked)
@@ -275,6 +285,15 @@ class Memory:
     def lean(self, span: Span) -> None:
         """Give up the objects of *span*, which nodes have."""
         span.items = None
+        self._lighten(span)
+
+    def _pack(self, span: Span) -> None:
+        """Keep the objects of *span* in little memory, if they are still remembered."""
+        if span.weight and span.items is not None:
+            span.items = Packed(span.keys, span.items)
+            self._lighten(span)
+
+    def _lighten(self, span: Span) -> None:
         if span.weight:
             self._weigh(span, 1 + (len(span.keys) + len(span.prefixes)) // _LEAN)
 
@@ -288,7 +307,9 @@ class Memory:
             if span.last > key:
                 place = bisect_right(span.keys, key)
                 keys = span.keys[place : place + count - len(found)]
-                items = span.items[place : place + len(keys)] if span.items is not None else [None] * len(keys)
+                items: Sequence[Object | None] = (
+                    span.items[place : place + len(keys)] if span.items is not None else [None] * len(keys)
+                )
                 found.extend(zip(keys, items, strict=True))
         return found
 

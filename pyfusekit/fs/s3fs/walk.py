@@ -34,7 +34,7 @@ TypeOf = Callable[[str, Object], int]
 class _Batch:
     """The names of one page. When the reader is behind them only the names stay: a directory may have millions."""
 
-    __slots__ = ("_kinds", "_names", "asked", "count", "first", "local", "rows", "span")
+    __slots__ = ("_kinds", "_names", "asked", "bare", "count", "first", "local", "rows", "span")
 
     def __init__(self, first: int, rows: list[Row], asked: float, span: Span | None, local: bool = False) -> None:
         self.first = first
@@ -45,6 +45,8 @@ class _Batch:
         self.span = span
         self.local = local
         """What exists here only, instead of a page."""
+        self.bare = False
+        """Some entry went out without its node: its name will be looked up, and the page shall answer."""
         self._names = b""
         self._kinds = b""
 
@@ -151,7 +153,7 @@ class Walk:
                 continue
             batch = now.batches[number]
             if number > 1:
-                self._behind(now.batches[number - 2], plus)
+                self._behind(now.batches[number - 2])
             last = number == len(now.batches) - 1 and not now.complete
             ahead = batch.first + batch.count // _AHEAD
             for entry in self._of_batch(now, batch, place - batch.first, plus):
@@ -189,9 +191,9 @@ class Walk:
             self.tree.release(self._offered)
             self._offered = None
 
-    def _behind(self, batch: _Batch, plus: bool) -> None:
-        """Give up what is kept of a batch that is read, except its names."""
-        if batch.span is not None and plus:
+    def _behind(self, batch: _Batch) -> None:
+        """Give up what is kept of a batch that is read, except its names, and what nodes do not have."""
+        if batch.span is not None and not batch.bare:
             self.tree.memory.lean(batch.span)
         batch.shrink()
 
@@ -225,6 +227,7 @@ class Walk:
                     yield self._bare(name, key, item, is_dir, cookie)
                     continue
             if not plus:
+                batch.bare = True
                 yield self._bare(name, key, item, is_dir, cookie)
                 continue
             if opinion == BELIEVE:
@@ -232,7 +235,10 @@ class Walk:
             else:
                 node = tree.left_here(key, is_dir, expires)
             node.beside = beside
-            yield self._full(node, name, cookie)
+            entry = self._full(node, name, cookie)
+            if entry.attr is None:
+                batch.bare = True
+            yield entry
 
     def _full(self, node: Node, name: bytes, cookie: int) -> DirEntry:
         """Return a readdirplus entry."""
