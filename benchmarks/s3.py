@@ -429,6 +429,34 @@ def baseline(bench: Bench, mib: int) -> list[str]:
     return lines
 
 
+def from_cache(bench: Bench, mib: int) -> list[str]:
+    """Return what reading a completely cached file costs beside its file in the cache: from the disk, and from memory."""
+    bucket = bench.bucket()
+    bench.put(bucket, "o0", mib * MIB)
+    relaxed = tools(bench.endpoint, bench.work)[1]
+    figures: dict[str, list[tuple[float, float]]] = {"disk": [], "memory": []}
+    with bench.mounted(relaxed, bucket, "cached") as mountpoint:
+        run(_READ, mountpoint / "o0")
+    cached = max(bench.work.glob("warm-relaxed-cached/cache/**/*.data"), key=lambda path: path.stat().st_size)
+    assert cached.stat().st_size == mib * MIB
+    for _ in range(3):
+        bench.quiet.wait()
+        with bench.mounted(relaxed, bucket, "cached") as mountpoint:
+            through = run(_READ, mountpoint / "o0")
+            warm = run(_READ, mountpoint / "o0")
+            direct = run(_READ, cached)
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+        figures["disk"].append((through, run(_READ, cached)))
+        figures["memory"].append((warm, direct))
+    lines = ["| a completely cached file | mount | the file in the cache | mount's share | goal |", "|---|--:|--:|--:|---|"]
+    for where, pairs in figures.items():
+        through, direct = (statistics.median(column) for column in zip(*pairs, strict=True))
+        share = statistics.median(direct / through for through, direct in pairs)
+        said = "reached" if share >= 0.8 else "missed"
+        lines.append(f"| read {mib} MiB from {where} | {through:.3f} s | {direct:.3f} s | {share:.2f} | 0.8: {said} |")
+    return lines
+
+
 async def _aiobotocore(bench: Bench, bucket: str, key: str, mib: int, writing: bool) -> float:
     """Move an object with aiobotocore, 16 parts of 8 MiB at a time, and return the seconds."""
     from aiobotocore.config import AioConfig
@@ -492,6 +520,7 @@ def main() -> None:
             sections += ["", "Most memory: " + ", ".join(f"{name} {kib >> 10} MiB" for name, kib in bench.peak.items()) + "."]
             if not given.no_baseline and not given.latency:
                 sections += ["", *baseline(bench, max(64, int(1024 * given.scale)))]
+                sections += ["", *from_cache(bench, max(64, int(1024 * given.scale)))]
     finally:
         shutil.rmtree(work, ignore_errors=True)
     text = "\n".join(sections)
