@@ -207,6 +207,52 @@ async def test_what_a_server_ignores_is_said(moto: S3Server) -> None:
     ]
 
 
+async def test_mount_of_all_buckets_finds_out_by_one_that_takes_writes() -> None:
+    with S3Server() as server:
+        client = server.client()
+        source = Source("", "")
+        store = await open_store(source, options(server.url))
+        try:
+            (said,) = await features(store, source)
+            assert said.endswith("no bucket could be tried (there is none)")
+            for name in ("alpha", "beta"):
+                client.create_bucket(Bucket=name)
+            denied = {"Effect": "Deny", "Principal": "*", "Action": "s3:*", "Resource": "arn:aws:s3:::alpha/*"}
+            client.put_bucket_policy(Bucket="alpha", Policy=json.dumps({"Version": "2012-10-17", "Statement": [denied]}))
+            said = await features(store, source)
+            assert store.features == Features(complete_if=False, copy_if=False)
+            assert (await store.bucket("beta")).features is store.features  # type: ignore[union-attr]
+            for name in ("alpha", "beta"):
+                assert "Contents" not in client.list_objects_v2(Bucket=name)
+        finally:
+            await store.close()
+    assert len(said) == 2
+
+
+async def test_bucket_that_takes_no_writes_is_not_the_last_one_tried() -> None:
+    written: list[str] = []
+
+    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        if asked.path == "/" and asked.method == "GET":
+            rows = "".join(f"<Bucket><Name>{name}</Name></Bucket>" for name in ("closed", "open"))
+            page = f"<ListAllMyBucketsResult><Buckets>{rows}</Buckets></ListAllMyBucketsResult>"
+            await plain(200, page.encode())(asked, writer)
+        elif asked.path.startswith("/closed"):
+            await error(403, "AccessDenied")(asked, writer)
+        else:
+            written.append(asked.path)
+            await error(412, "PreconditionFailed")(asked, writer)
+
+    async with BadServer(answer) as bad:
+        store = await open_store(Source("", ""), options(bad.url))
+        try:
+            (said,) = await features(store, Source("", ""))
+        finally:
+            await store.close()
+    assert written
+    assert said.endswith("(closed, open)")
+
+
 async def test_server_that_ignores_all_conditions_is_seen_through() -> None:
     """It is the simplest of servers: what was put under a key, last."""
     objects: dict[str, bytes] = {}

@@ -88,7 +88,11 @@ class AioStore(Multipart):
             return await self.link.through_client("ListBuckets", call)
 
         rows = (await self.calls.run("ListBuckets", "", 0, attempt)).get("Buckets", ())
-        return [Object(row["Name"], 0, answers.moment(row["CreationDate"]), "") for row in rows]
+        return [
+            Object(row["Name"], 0, answers.moment(row["CreationDate"]) if "CreationDate" in row else 0, "")
+            for row in rows
+            if row.get("Name")
+        ]
 
     async def head(self, key: str) -> Head:
         """HeadObject."""

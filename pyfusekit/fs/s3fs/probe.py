@@ -29,6 +29,8 @@ _HELP_TIMEOUT = 3.0
 """Seconds spent on finding out what could help."""
 _PROBE_TIMEOUT = 10.0
 """Seconds for the capability probe; a server whose answers take that long is believed to do everything."""
+_TRIED_BUCKETS = 3
+"""Of a mount of all buckets: one that can be written to shows what the server does."""
 _REMEMBERED = 86400.0
 """Seconds for which an endpoint is believed to do what it did."""
 _OTHER = Condition(match="0123456789abcdef0123456789abcdef")
@@ -176,7 +178,7 @@ async def features(store: Store, source: Source, cache_home: str = "") -> list[s
     A few small objects are written below the prefix and removed again, unless *cache_home* remembers the answers of the last
     day. Without permission to write nothing can be found out, and one sentence says so. Nothing is raised.
     """
-    if not isinstance(store, AioStore):
+    if not isinstance(store, AioStore | AllBuckets):
         return []
     name = f"{store.endpoint} {source.bucket}"
     # What listens on a port of this machine today may be another server than yesterday.
@@ -186,7 +188,7 @@ async def features(store: Store, source: Source, cache_home: str = "") -> list[s
     if kept is not None:
         store.features = Features(**kept)
         return weakened(store.features)
-    said = await Trial(store, source.prefix).run()
+    said = await Trial(store, source.prefix).run() if isinstance(store, AioStore) else await _try_some_bucket(store)
     if said is not None:
         return said
     if path:
@@ -195,6 +197,24 @@ async def features(store: Store, source: Source, cache_home: str = "") -> list[s
     return [
         sentence for sentence in weakened(store.features) if wanted or sentence != f"this server has no {LACKING['checksums']}"
     ]
+
+
+async def _try_some_bucket(store: AllBuckets) -> list[str] | None:
+    """Set the store's features by the first of its buckets that can be written to; as :meth:`Trial.run`.
+
+    The buckets are one server's, which does for one what it does for all.
+    """
+    try:
+        names = [prefix.rstrip("/") for prefix in (await store.list("", max_keys=_TRIED_BUCKETS)).prefixes]
+    except StoreError as exc:
+        return [f"what this server honours was not found out: {exc.strerror}"]
+    for name in names:
+        bucket = await store.bucket(name)
+        if await Trial(bucket, "").run() is None:
+            store.features = bucket.features
+            return None
+    tried = ", ".join(names) or "there is none"
+    return [f"what this server honours was not found out: no bucket could be tried ({tried})"]
 
 
 class Trial:
