@@ -2,7 +2,7 @@
 
 A Prefetcher belongs to one version of one file and is shared by all who have it open. It tells its readers apart by where they
 read: each Stream is one that goes on where it ended, with parts that lie one behind the other, each a ranged request, the last
-of them up to *window* bytes ahead. The window doubles when the reader had to wait and never otherwise, so a slow reader is not
+of them up to *window* bytes ahead. The window grows when the reader had to wait and never otherwise, so a slow reader is not
 fetched for in vain. A read elsewhere is one request for just its range, or for what such readers went on to read so far.
 
 Nothing here knows what the file is or how it is fetched: *fetch* gets a range and a sink, and its errors are the reader's.
@@ -50,7 +50,7 @@ class Stream:
         self.quiet = offset
         """Nothing is fetched ahead before the reader is here: who jumps about has read so far and jumped again."""
         self.mark = offset + FIRST_WINDOW
-        """A reader who waits here or behind has the window doubled: once a window, not with each of many reads at once."""
+        """A reader who waits here or behind has the window widened: once a window, not with each of many reads at once."""
         self.parts: list[Part] = []
         self.held = 0
         self.used_at = 0.0
@@ -163,7 +163,7 @@ class Prefetcher:
             part.users += 1
         grows = offset >= stream.mark
         if grows:
-            stream.window = min(self.limit, stream.window * 2)
+            stream.window = min(self.limit, stream.window * (4 if stream.window < LARGEST_PART else 2))
         self._pass(stream, end)
         if grows:
             stream.mark = stream.reach
@@ -306,7 +306,7 @@ class Prefetcher:
         """Return the bytes of a request in a stream that reaches *window* bytes ahead."""
         if window <= FIRST_WINDOW:
             return max(window, SMALLEST_PART) if window else 0
-        return min(LARGEST_PART, max(FIRST_WINDOW, 1 << (window // 4).bit_length() - 1))
+        return min(LARGEST_PART, max(FIRST_WINDOW, 1 << (window // 2).bit_length() - 1))
 
     def _begin(self, stream: Stream, start: int, end: int, ahead: bool = False) -> None:
         """Request [start, end), whose memory was taken."""

@@ -345,7 +345,7 @@ class FakeStore:
                     self._remove(key)
             return failures
 
-    async def create_upload(self, key: str, attributes: Attributes) -> Upload:
+    async def create_upload(self, key: str, attributes: Attributes, *, copies: bool = False) -> Upload:
         """CREATE key"""
         async with self._call(f"CREATE {key}"):
             _check_key(key, attributes)

@@ -7,6 +7,7 @@ import errno
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from fakestore import FakeStore, Fault, denied, failed_condition, lost, slow_dow
 from s3user import ME, MIB, Fd, User, eventually, refusal, using
 
 from pyfusekit.core import FOPEN_KEEP_CACHE, abi
-from pyfusekit.fs.s3fs import feeding
+from pyfusekit.fs.s3fs import conflicts, feeding, publish
 from pyfusekit.fs.s3fs import files as files_module
 from pyfusekit.fs.s3fs.errors import StoreError
 from pyfusekit.fs.s3fs.reader import IN_ORDER
@@ -397,8 +398,10 @@ async def test_append_to_a_small_file_is_one_get_and_one_put(tmp_path: Path) -> 
         await user.append("log", b"two\n")
         assert store.data("log") == b"one\ntwo\n"
         assert user.calls == ["GET log 0+4", "PUT log 8"]
+        # What was just published is still here.
         await user.append("log", b"three\n")
-        assert user.calls == ["GET log 0+8", "PUT log 14"]
+        assert user.calls == ["PUT log 14"]
+        assert store.data("log") == b"one\ntwo\nthree\n"
         # What a file was opened with to be read is not fetched again.
         store.seed("other", b"words")
         await user.stat("other")
@@ -408,6 +411,35 @@ async def test_append_to_a_small_file_is_one_get_and_one_put(tmp_path: Path) -> 
         await user.close(fd)
         assert user.calls == ["GET other 0+5", "PUT other 5"]
         assert store.data("other") == b"Words"
+
+
+class NoTwoAlike(FakeStore):
+    """No two versions have the same ETag, as where they are encrypted."""
+
+    def _keep(self, data: bytes, item: Any, attributes: Any) -> Any:
+        return super()._keep(data, item._replace(etag=f"v{item.mtime_ns}"), attributes)
+
+
+@pytest.mark.parametrize("kind", [FakeStore, NoTwoAlike])
+async def test_small_file_that_was_just_written_is_read_and_copied_without_a_get(tmp_path: Path, kind: type[FakeStore]) -> None:
+    store = kind()
+    async with using(store, tmp_path, metadata_ttl=3600.0) as user:
+        await user.write("f", b"words")
+        await user.set("f", mode=0o600)
+        await user.rename("f", "g")
+        user.calls.clear()
+        assert await user.read("g") == b"words"
+        assert user.calls == []
+
+
+async def test_small_file_that_somebody_replaced_is_read_as_it_is_now(tmp_path: Path) -> None:
+    store = FakeStore()
+    async with using(store, tmp_path, metadata_ttl=0.0) as user:
+        await user.write("f", b"words")
+        store.seed("f", b"other")
+        assert await user.read("f") == b"other"
+        await user.write("f", b"again")
+        assert await user.read("f") == b"again"
 
 
 async def test_long_sequential_write_is_sent_while_it_is_written(tmp_path: Path) -> None:
@@ -792,6 +824,39 @@ async def test_hopeless_failure_is_close_s_error_and_a_copy_is_kept(tmp_path: Pa
         for problem, name in zip(user.fs.problems, ("f", "new"), strict=True):
             assert (problem.errno, problem.path) == (errno.EACCES, name)
             assert any(str(path) in problem.cause for path in kept)
+
+
+@pytest.mark.parametrize("failing", ["keep", "fsync"])
+async def test_what_cannot_be_kept_among_the_conflicts_waits_in_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    store = FakeStore()
+    store.seed("f", b"old")
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    async with using(store, tmp_path) as user:
+        for name, fault, expected in (("f", Fault("PUT", denied(), times=9), errno.EACCES), ("g", None, errno.ESTALE)):
+            fd = await user.open(name, os.O_RDWR | os.O_CREAT)
+            await user.pwrite(fd, b"mine", 0)
+            if fault is None:
+                store.seed(name, b"theirs")
+            store.fail = [fault] if fault is not None else []
+            with monkeypatch.context() as patch:
+                if failing == "keep":
+                    patch.setattr(conflicts, "keep", fail)
+                else:
+                    patch.setattr(publish, "os", SimpleNamespace(**{**vars(os), "fsync": fail}))
+                with refusal(expected):
+                    await user.close(fd)
+                store.fail = []
+        # Nothing was lost: what the store takes now is there, and of the other a copy can be kept by now.
+        await stored(user, "f", b"mine")
+        await eventually(lambda: user.fs.waiting() == (0, 0))
+        assert store.data("g") == b"theirs"
+        conflicting = [path for path in (tmp_path / "staging").rglob("*") if path.is_file() and path.read_bytes() == b"mine"]
+        assert len(conflicting) == 1
 
 
 async def test_passing_failure_is_close_s_error_and_the_file_is_uploaded_later(tmp_path: Path) -> None:

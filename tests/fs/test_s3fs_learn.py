@@ -90,6 +90,43 @@ async def test_who_looks_at_all_files_has_their_heads_asked_ahead(tmp_path: Path
         assert store.busiest["HEAD"] > 30
 
 
+async def test_heads_asked_ahead_leave_room_for_other_requests(tmp_path: Path) -> None:
+    store = seeded(600)
+    store.latency = 0.005
+    async with using(store, tmp_path) as user:
+        assert len(await shown(user)) == 600
+        assert store.count("HEAD d/f") == 600
+        assert learn._AT_ONCE - 8 <= store.busiest["HEAD"] <= learn._AT_ONCE + 1
+
+
+async def test_who_stops_looking_had_few_heads_asked_in_vain(tmp_path: Path) -> None:
+    store = seeded(600)
+    async with using(store, tmp_path) as user:
+        await user.names("d")
+        for number in range(learn._RUN + 2):
+            await user.stat(f"d/f{number:03}")
+        await eventually(lambda: not user.fs.learner._asking)
+        assert store.count("HEAD d/f") <= learn._RUN + learn._AHEAD
+        assert not user.fs.learner._queue
+
+
+async def test_file_removed_before_its_turn_is_not_asked_for(tmp_path: Path) -> None:
+    store = seeded(90)
+    gate = asyncio.Event()
+    async with using(store, tmp_path) as user:
+        await user.names("d")
+        store.fail = [Fault("HEAD d/f", gate=gate, times=learn._RUN - 1 + learn._AT_ONCE)]
+        asking = [asyncio.ensure_future(user.stat(f"d/f{number:03}")) for number in range(learn._RUN)]
+        await eventually(lambda: user.fs.learner._queue)
+        waiting = user.fs.learner._queue[-1]
+        user.fs.tree.removed(waiting)
+        gate.set()
+        await asyncio.gather(*asking)
+        await eventually(lambda: not user.fs.learner._asking)
+        assert f"HEAD {waiting.key}" not in store.calls
+        assert store.count("HEAD d/f") > learn._AT_ONCE
+
+
 async def test_who_looks_at_one_file_asks_for_one(tmp_path: Path) -> None:
     store = seeded(50)
     async with using(store, tmp_path) as user:

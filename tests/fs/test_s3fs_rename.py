@@ -252,6 +252,19 @@ async def test_a_tree_moves_whole_and_says_what_became_of_each_key(store: FakeSt
     assert store.count("LISTALL") == 6
 
 
+async def test_what_a_listing_does_not_show_yet_is_moved_too(store: FakeStore, journal: Journal) -> None:
+    fill(store, 3)
+    store.lie()
+    store.seed("a/b/new", b"just published")
+    store.seed("a/b/001", b"another version")
+    whole = tree(store, "a/b/")
+    published = {f"a/b/{name}": store.objects[f"a/b/{name}"].item.etag for name in ("new", "001", "002")}
+    made = await rename_tree(store, journal, "a/b/", "z/", published={**published, "a/b/gone": "e", "a/b/no-marker/": ""})
+    assert tree(store, "z/") == whole
+    assert tree(store, "a/") == {"bc": b"a neighbour"}
+    assert made == {f"a/b/{rest}": store.objects[f"z/{rest}"].item for rest in whole}
+
+
 async def test_without_conditional_deletes_the_old_names_go_a_page_at_a_time(store: FakeStore, journal: Journal) -> None:
     store.does.delete_if = store.features.delete_if = False
     whole = fill(store)

@@ -179,6 +179,21 @@ async def test_directory_moves_with_all_that_is_below_it(tmp_path: Path) -> None
             await user.stat("d")
 
 
+async def test_directory_moves_with_what_no_listing_shows_yet(tmp_path: Path) -> None:
+    store = FakeStore()
+    store.seed("d/old", b"x")
+    async with using(store, tmp_path) as user:
+        await user.names("d")
+        store.lie()
+        await user.write("d/new", b"y")
+        await user.mkdir("d/sub")
+        await user.rename("d", "e")
+        assert sorted(store.objects) == ["e/new", "e/old", "e/sub/"]
+        store.honest()
+        assert await user.names("e") == ["new", "old", "sub"]
+        assert await user.read("e/new") == b"y"
+
+
 async def test_directory_that_takes_the_place_of_an_empty_one_is_seen_with_all_it_holds(tmp_path: Path) -> None:
     store = FakeStore()
     store.seed("d/f", b"1")

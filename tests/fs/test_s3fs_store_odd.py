@@ -93,10 +93,10 @@ async def test_clock_that_is_wrong_is_corrected_by_the_stores() -> None:
 
 async def test_rare_calls_follow_the_corrected_clock_too() -> None:
     skewed = error(403, "RequestTimeTooSkewed", ahead=7200)
-    made = plain(200, b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>")
-    async with BadServer(skewed, PAGE, made) as bad, store_on(bad) as store:
+    none = plain(200, b"<ListMultipartUploadsResult></ListMultipartUploadsResult>")
+    async with BadServer(skewed, PAGE, none) as bad, store_on(bad) as store:
         await store.list("")
-        assert (await store.create_upload("k", NOTHING)).id == "u"
+        assert await store.uploads("") == []
     _, second, third = (datetime.datetime.strptime(asked["x-amz-date"], "%Y%m%dT%H%M%SZ") for asked in bad.seen)
     assert abs((third - second).total_seconds()) < 30
 
@@ -132,11 +132,11 @@ async def test_credentials_that_nobody_renewed_are_eacces_and_reported() -> None
 
 
 async def test_rare_calls_take_up_renewed_credentials_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = plain(200, b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>")
-    async with BadServer(error(400, "ExpiredToken"), made) as bad, store_on(bad) as store:
+    none = plain(200, b"<ListMultipartUploadsResult></ListMultipartUploadsResult>")
+    async with BadServer(error(400, "ExpiredToken"), none) as bad, store_on(bad) as store:
         await store.who()
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "renewed")
-        assert (await store.create_upload("k", NOTHING)).id == "u"
+        assert await store.uploads("") == []
     assert [asked.credential[0] for asked in bad.seen] == ["testing", "renewed"]
 
 
@@ -154,7 +154,7 @@ async def test_requests_of_a_closed_store_fail() -> None:
         async with store_on(bad) as store:
             await store.list("")
         await store.close()
-        for request in (store.list(""), store.create_upload("k", NOTHING)):
+        for request in (store.list(""), store.create_upload("k", NOTHING), store.uploads("")):
             with pytest.raises(StoreError, match="closed"):
                 await request
     assert len(bad.seen) == 1
@@ -193,6 +193,34 @@ async def test_small_bodies_are_hashed_and_large_ones_not_unless_the_store_wants
     digest = hashlib.sha256(b"x" * MIB).hexdigest()
     assert [asked["x-amz-content-sha256"] for asked in bad.seen] == ["UNSIGNED-PAYLOAD", digest, digest]
     assert [len(asked.body) for asked in bad.seen] == [MIB] * 3
+
+
+async def test_requests_that_could_have_a_body_say_that_they_have_none() -> None:
+    copied = plain(200, b"<CopyObjectResult><ETag>e2</ETag></CopyObjectResult>")
+    async with BadServer(written(), copied, PAGE) as bad, store_on(bad) as store:
+        await store.delete("k")
+        await store.copy(Object("k", 1, 0, "e1"), "k2", None)
+        await store.list("")
+        assert store.link.use_thin
+    assert [(asked.method, asked.headers.get("content-length")) for asked in bad.seen] == [
+        ("DELETE", "0"),
+        ("PUT", "0"),
+        ("GET", None),
+    ]
+    assert all(asked["host"] == bad.url.removeprefix("http://") for asked in bad.seen)
+    assert {asked["accept-encoding"] for asked in bad.seen} == {"identity"}
+
+
+async def test_server_that_is_not_there_is_ehostdown() -> None:
+    async with BadServer(PAGE) as bad, store_on(bad) as store:
+        store.attempts = 2
+        await store.list("")
+        await bad.__aexit__()
+        for _ in range(2):
+            with pytest.raises(StoreError) as info:
+                await store.list("")
+    assert (info.value.errno, info.value.tries) == (errno.EHOSTDOWN, 2)
+    assert str(info.value.strerror) == "ListObjectsV2 '': connection refused"
 
 
 async def test_uploads_never_wait_for_100_continue() -> None:

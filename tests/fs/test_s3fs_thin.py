@@ -14,13 +14,16 @@ from typing import Any
 import pytest
 from badserver import clean_environment, options
 
+from pyfusekit.cache import Pacer
 from pyfusekit.core import Secret
 from pyfusekit.fs.s3fs import answers, extras, sigv4, xmlpages
-from pyfusekit.fs.s3fs.calls import Calls, Pacer
+from pyfusekit.fs.s3fs.calls import Calls
 from pyfusekit.fs.s3fs.client import BodyFile
 from pyfusekit.fs.s3fs.errors import StoreError
+from pyfusekit.fs.s3fs.exchange import Connections
 from pyfusekit.fs.s3fs.options import S3Options
 from pyfusekit.fs.s3fs.store import ABSENT, Attributes, Bytes, Condition, Object
+from pyfusekit.fs.s3fs.thin import Target, Thin
 
 MIB = 1 << 20
 NOTHING = Attributes()
@@ -76,6 +79,21 @@ def test_signature_is_the_one_botocore_makes(
     Auth(Credentials("AKID", "secret", token or None), "s3", "eu-west-1").add_auth(request)
     assert ours["authorization"] == request.headers["Authorization"]
     assert ours["x-amz-date"] == request.headers["X-Amz-Date"]
+
+
+async def test_header_of_two_lines_is_not_sent() -> None:
+    import aiohttp
+
+    async def keys() -> sigv4.Keys:
+        return sigv4.Keys("a", "s")
+
+    target = Target("http", "127.0.0.1:1", "/bucket", "")
+    connections = Connections("http", "127.0.0.1:1", None, 1.0)
+    async with aiohttp.ClientSession() as http:
+        thin = Thin(target, sigv4.Signer("127.0.0.1:1", "", sigv4.Clock()), keys, http, connections)
+        for value in ("one\r\nx-amz-acl: public-read", "one\ntwo"):
+            with pytest.raises(ValueError, match="two lines"):
+                await thin.send("PUT", "PUT", "k", "", {"x-amz-meta-a": value})
 
 
 def test_day_and_secret_have_each_their_key() -> None:

@@ -148,6 +148,7 @@ class Attributed(Moves):
                 copied = await copy_object(self.store, item, node.key, attributes, expecting(item), journal=self.journal)
                 same = node.cached_etag == item.etag
                 self.tree.published(node, copied)
+                self.recent.copied(node.ino, item.etag, copied.etag)
                 self.reread(node)
                 if same:
                     node.cached_etag = copied.etag

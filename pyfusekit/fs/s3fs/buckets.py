@@ -197,10 +197,10 @@ class AllBuckets:
         store, rest, _ = await self._split("UploadPart", upload.key)
         return store, upload._replace(key=rest)
 
-    async def create_upload(self, key: str, attributes: Attributes) -> Upload:
+    async def create_upload(self, key: str, attributes: Attributes, *, copies: bool = False) -> Upload:
         """CreateMultipartUpload."""
         store, rest, _ = await self._split("CreateMultipartUpload", key)
-        return (await store.create_upload(rest, attributes))._replace(key=key)
+        return (await store.create_upload(rest, attributes, copies=copies))._replace(key=key)
 
     async def upload_part(self, upload: Upload, number: int, body: Body) -> Part:
         """UploadPart."""

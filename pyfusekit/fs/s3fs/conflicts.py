@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from .sparse import link
 from .staging import Staged
 from .store import KEY_MAX
 
@@ -39,13 +38,14 @@ class Kept(NamedTuple):
 def keep(directory: str, source: str, key: str, staged: Staged, why: str) -> str:
     """Give the staging file a name in *directory* and return its path; again for the same Staged: say what holds now.
 
-    Later writes to *staged* are in the copy too. The caller fsyncs. OSError when it cannot be kept.
+    Later writes to *staged* are in the copy too. The caller fsyncs, and then sets staged.kept. OSError when it cannot be kept.
     """
     os.makedirs(directory, 0o700, exist_ok=True)
-    path = staged.kept
+    path = staged.copy
     if not path or not os.path.exists(path) or not os.path.samestat(os.stat(path), os.fstat(staged.fd)):
         path = _name(directory, key)
-        link(staged.fd, path)
+        staged.save(path)
+        staged.copy = path
     if os.fstat(staged.fd).st_size < staged.size:
         os.ftruncate(staged.fd, staged.size)
     missing = sorted([*staged.missing(0, staged.size), *staged.gone])

@@ -134,7 +134,7 @@ def _too_large(exc: StoreError, source: Object) -> bool:
 async def _copy_parts(
     store: Store, source: Object, target: Upload, attributes: Attributes, condition: Condition, journal: Notes | None
 ) -> Object:
-    upload = await store.create_upload(target.key, attributes)
+    upload = await store.create_upload(target.key, attributes, copies=store.features.copy_part)
     if journal is not None:
         journal.upload_begun(upload)
     try:

@@ -43,6 +43,7 @@ _PARAMETERS = {
     "x-amz-copy-source-if-match": "CopySourceIfMatch",
     "x-amz-copy-source-range": "CopySourceRange",
     "x-amz-metadata-directive": "MetadataDirective",
+    "content-md5": "ContentMD5",
     "x-amz-checksum-crc32": "ChecksumCRC32",
     "x-amz-checksum-mode": "ChecksumMode",
     "x-amz-checksum-algorithm": "ChecksumAlgorithm",

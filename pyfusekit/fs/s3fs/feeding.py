@@ -112,15 +112,16 @@ class Feeder:
 
     def create(self, staged: Staged, key: str, attributes: Attributes, first: int = 1, origin: int = 0) -> Stream:
         """Create a multipart upload in a task."""
+        copies = bool(self.copyable(staged))
         # What will be in it is not known yet, and an upload before may still be completed.
         txn = f"{staged.id}.{uuid.uuid4().hex[:8]}-{'.m' if staged.merged else ''}"
         stream = Stream(key, attributes, txn, first, origin)
         self._streams[stream] = staged
-        stream.creating = self._spawn(self._create(stream))
+        stream.creating = self._spawn(self._create(stream, copies))
         return stream
 
-    async def _create(self, stream: Stream) -> Upload:
-        upload = await self.store.create_upload(stream.key, labelled(stream.attributes, stream.txn))
+    async def _create(self, stream: Stream, copies: bool) -> Upload:
+        upload = await self.store.create_upload(stream.key, labelled(stream.attributes, stream.txn), copies=copies)
         stream.upload = upload
         self._begun(upload)
         return upload

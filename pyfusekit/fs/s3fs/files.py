@@ -70,7 +70,9 @@ class Files(Publishing):
     def _trusted(self, node: Node) -> bool:
         """Return whether the store need not be asked: it was, a moment ago, and nothing of the file is to be fetched."""
         item = node.item
-        return item is not None and self.tree.fresh(node) and (item.size == 0 or node.cached_etag == item.etag != "")
+        if item is None or not self.tree.fresh(node):
+            return False
+        return not item.size or node.cached_etag == item.etag != "" or self.recent.find(node.ino, item.etag) is not None
 
     async def _truncated_open(self, opened: Opened) -> Opened:
         handle: Handle = opened.handle
@@ -171,6 +173,8 @@ class Files(Publishing):
             return local if local is not None else self._read(file, offset, size)
         if node.packed is None or file.given_up:
             raise given_up(node)
+        if file.reader is None and (kept := self.recent.find(node.ino, node.etag)) is not None:
+            return kept[offset : offset + size]
         found = self.reader(file).read(offset, size)
         return self._read(file, offset, size, found) if isinstance(found, Coroutine) else found
 
@@ -245,12 +249,13 @@ class Files(Publishing):
             if file is not None and file.given_up:
                 raise given_up(node)
             node.staged = self.scratch.stage(node.item)
-            if file is not None and file.reader is not None and node.size <= SMALL:
-                # It was fetched when it was opened: publishing it takes no second GET, nor a conflict bytes that are gone.
+            data = self.recent.find(node.ino, node.etag)
+            if data is None and file is not None and file.reader is not None and node.size <= SMALL:
                 data = file.reader.at_hand()
-                if data is not None:
-                    with suppress(OSError):
-                        node.staged.fill(0, data)
+            if data is not None:
+                # It was fetched when it was opened: publishing it takes no second GET, nor a conflict bytes that are gone.
+                with suppress(OSError):
+                    node.staged.fill(0, data)
         staged: Staged = node.staged
         return staged
 

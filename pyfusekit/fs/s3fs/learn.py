@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,10 @@ DIRECTORY_TTL_S = 60.0
 _RUN = 3
 """So many files of a directory asked one after the other are somebody who looks at all of them."""
 _AHEAD = 96
-"""Files asked ahead of who looks at all of them."""
+"""Files asked ahead of who looks at all of them, at first; while he goes on, twice as many each time."""
+_MOST_AHEAD = 384
+_AT_ONCE = 48
+"""Of those so many are asked at a time: others have requests too, and a store that is flooded is no faster."""
 _MOST_REMEMBERED = 20_000
 _MOST_SENT = 1000
 
@@ -49,6 +53,9 @@ class Learner:
         self._mark = ""
         """When he comes here, the next ones are asked for. Empty: nobody was noticed."""
         self._asked_upto = ""
+        self._window = _AHEAD
+        self._queue: deque[Node] = deque()
+        """Those to be asked ahead, in the order in which he will come to them."""
 
     async def page_seen(self, items: Sequence[Object]) -> None:
         """Look a page of a listing up in the index, before its entries are handed out."""
@@ -117,6 +124,8 @@ class Learner:
                 self._asking.pop(ino, None)
                 if not done.cancelled():
                     done.exception()
+                if self._queue:
+                    self._ask_more()
 
             task.add_done_callback(asked)
         return task
@@ -210,25 +219,40 @@ class Learner:
     def _notice(self, node: Node) -> None:
         """Ask ahead when files of one directory are looked at one after the other."""
         prefix = self.tree.parent_key(node)
+        count = self._run[1] + 1
         if self._run[0] != prefix:
+            count = 1
             self._mark = self._asked_upto = ""
-        count = self._run[1] + 1 if self._run[0] == prefix else 1
+            self._window = _AHEAD
+            self._queue.clear()
         self._run = (prefix, count)
-        if count < _RUN or len(self._asking) > _AHEAD:
+        if count < _RUN or len(self._queue) > self._window // 2:
             return
-        following = self.tree.following(prefix, max(node.key, self._asked_upto), _AHEAD)
+        following = self.tree.following(prefix, max(node.key, self._asked_upto), self._window)
         for item in following:
             other = self.tree.at(item.key, False)
             if other is None:
                 # Until the listing is no longer believed; the kernel comes for it before that, or not at all.
                 other = self.tree.install(item.key, item, node.expires, False)
-            if self.recall(other) is None and other.ino not in self._asking:
-                self._ask(other)
+            if self.recall(other) is None:
+                self._queue.append(other)
         self._mark = following[len(following) // 4].key if following else ""
         self._asked_upto = following[-1].key if following else ""
+        if self._mark:
+            self._window = min(_MOST_AHEAD, self._window * 2)
+        self._ask_more()
+
+    def _ask_more(self) -> None:
+        """Ask for the next ones in the queue: whenever one is answered, so that the store is busy while he looks."""
+        while self._queue and len(self._asking) < _AT_ONCE:
+            node = self._queue.popleft()
+            # Meanwhile he may have come for it, or somebody changed or removed it.
+            if node.posix is None and node.ino not in self._asking and self.tree.at(node.key, False) is node:
+                self._ask(node)
 
     async def close(self) -> None:
         """End what is being asked."""
+        self._queue.clear()
         for task in list(self._asking.values()):
             task.cancel()
         await asyncio.gather(*self._asking.values(), return_exceptions=True)

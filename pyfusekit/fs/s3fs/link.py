@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .client import Client
 from .errors import RENEWABLE, StoreError, translate
+from .exchange import Connections
 from .options import S3Options
 from .sigv4 import Clock, Signer
-from .thin import Odd, Thin
+from .thin import Odd, Target, Thin
 
 if TYPE_CHECKING:
+    import ssl
+
     import aiohttp
 
 log = logging.getLogger("pyfusekit.s3fs")
@@ -44,6 +47,9 @@ class Link:
         self._parent = parent
         self._thin: Thin | None = None
         self._http: aiohttp.ClientSession | None = None
+        self._servers: dict[tuple[str, str], Connections] = {}
+        """Those of all links, by scheme and authority."""
+        self._trusted: ssl.SSLContext | None = None
         self._clients: dict[tuple[Any, str], Client] = {}
         """Those of all links, by session and region."""
         self._renewed = float("-inf")
@@ -127,7 +133,8 @@ class Link:
                     return None
                 signer = Signer(target.authority, target.region, self._clock)
                 stall = min(self.options.deadline, 3600.0) / 2
-                self._thin = Thin(target, signer, client.keys, await self._pool(client), stall)
+                http, connections = await self._pool(client), self._connections_to(target, client)
+                self._thin = Thin(target, signer, client.keys, http, connections, stall)
             return self._thin
 
     async def _pool(self, client: Client) -> aiohttp.ClientSession:
@@ -135,16 +142,14 @@ class Link:
         if self._parent is not None:
             return await self._parent._pool(client)
         if self._http is None:
-            import ssl
-
             import aiohttp
 
             limit = max(1, self.options.max_connections)
             secure = client.endpoint.startswith("https:")
-            context = ssl.create_default_context(cafile=client.trust()) if secure else True
+            context = self._context(client) if secure else True
             self._http = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=limit, keepalive_timeout=60, ssl=context),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(self.options.deadline, 3600.0) / 3),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
@@ -155,6 +160,30 @@ class Link:
             self._http._retry_connection = False
             self._exit.push_async_callback(self._http.close)
         return self._http
+
+    def _connections_to(self, target: Target, client: Client) -> Connections:
+        """Return the connections of the thin path to one server: buckets may have servers of their own."""
+        if self._parent is not None:
+            return self._parent._connections_to(target, client)
+        place = target.scheme, target.authority
+        found = self._servers.get(place)
+        if found is None:
+            context = self._context(client) if target.scheme == "https" else None
+            found = self._servers[place] = Connections(*place, context, self._connect_s)
+            self._exit.push_async_callback(found.close)
+        return found
+
+    def _context(self, client: Client) -> ssl.SSLContext:
+        """Return which certificates are trusted; made once: it takes 20 ms."""
+        if self._trusted is None:
+            import ssl
+
+            self._trusted = ssl.create_default_context(cafile=client.trust())
+        return self._trusted
+
+    @property
+    def _connect_s(self) -> float:
+        return min(self.options.deadline, 3600.0) / 3
 
     async def _unexpected(self, odd: Odd) -> None:
         """Decide what an answer means that the thin path does not know: return to let aiobotocore try."""

@@ -17,6 +17,7 @@ from pyfusekit.core import Request
 
 from .errors import StoreError
 from .names import Names
+from .overlay import PUBLISHED
 from .posix import NOTHING, Posix
 from .reader import SMALL
 from .rename import copy_file, rename_file, rename_tree
@@ -138,11 +139,12 @@ class Moves(Names):
         """Give *node* the name *key*; what had it has none."""
         if target is not None:
             self.tree.removed(target)
-        same = node.cached_etag == node.etag
+        same, etag = node.cached_etag == node.etag, node.etag
         self.tree.moved(node, key, item)
         self.reread(node)
         if item is not None:
             # A copy has the same bytes, but not always the same ETag.
+            self.recent.copied(node.ino, etag, item.etag)
             if same:
                 node.cached_etag = item.etag
             self._rebased(node)
@@ -169,7 +171,9 @@ class Moves(Names):
             copies: dict[str, Object] = {}
             versions: dict[str, str] = {}
             try:
-                copies = await rename_tree(self.store, self.journal, old, key, versions=versions)
+                done = [change for _, change in self.tree.overlay.below(old) if change.kind == PUBLISHED]
+                published = {change.key: change.item.etag if change.item is not None else "" for change in done}
+                copies = await rename_tree(self.store, self.journal, old, key, versions=versions, published=published)
             except OSError as exc:
                 if exc.errno != errno.ENOENT or isinstance(exc, StoreError):
                     raise

@@ -99,6 +99,9 @@ class Publisher(Outcome):
             stream, staged.stream = staged.stream, None
             if stream is not None:
                 await self._abort(stream)
+            if staged.copy and not staged.kept:
+                # It was to be kept, and is published, or in the journal.
+                conflicts.drop(staged.copy)
             staged.close()
 
     async def _once(self, staged: Staged, key: str, attributes: Attributes, loose: Collection[str]) -> None:
@@ -323,9 +326,7 @@ class Publisher(Outcome):
         text = f"{key!r} was {'changed' if conflict.item is not None else 'removed'} by somebody else"
         if staged.data_dirty:
             try:
-                staged.kept = conflicts.keep(self.scratch.conflicts, self._source, key, staged, text)
-                await asyncio.to_thread(os.fsync, staged.fd)
-                text += f"; the local version is kept in {staged.kept}"
+                text += f"; the local version is kept in {await self.keep_copy(staged, key, text)}"
                 if staged.missing(0, staged.size) or staged.gone:
                     text += ", but for bytes that were only in the version that is gone"
             except OSError as exc:
@@ -335,6 +336,16 @@ class Publisher(Outcome):
         self._report(error, CONFLICT, key)
         log.warning("%s", text)
         return error
+
+    async def keep_copy(self, staged: Staged, key: str, why: str) -> str:
+        """Keep the local version among the conflicts, and return its path when it is on disk; again: as it is now.
+
+        OSError when it cannot be kept.
+        """
+        kept = conflicts.keep(self.scratch.conflicts, self._source, key, staged, why)
+        await asyncio.to_thread(os.fsync, staged.fd)
+        staged.kept = kept
+        return kept
 
     def _say(self, key: str, what: str) -> None:
         log.warning("%r %s", key, what)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
+import os
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,13 +17,15 @@ from functools import partial
 
 from pyfusekit.core import Result
 
-from . import conflicts
 from . import posix as metadata
 from .posix import NOTHING, Posix
+from .recent import LARGEST
 from .staging import Staged
 from .state import File, Mounted
 from .store import Attributes, Head, Object
 from .tree import Node
+
+log = logging.getLogger("pyfusekit.s3fs")
 
 _TIMES = frozenset({"mtime", "atime", "ctime"})
 _HOPELESS = frozenset(
@@ -186,10 +190,13 @@ class Publishing(Mounted):
                 return
             node.staged = None
             item = node.item
-            if self.cache is not None and item is not None and item.etag and staged.complete and item.size == staged.size:
-                # It reads and checksums the file.
-                adopt = partial(self.cache.adopt, self.cache_source, item.key, item.etag, item.size, staged.fd)
-                await asyncio.to_thread(adopt)
+            if item is not None and item.etag and staged.complete and item.size == staged.size:
+                if item.size <= LARGEST:
+                    self.recent.keep(node.ino, item.etag, os.pread(staged.fd, item.size, 0))
+                if self.cache is not None:
+                    # It reads and checksums the file.
+                    adopt = partial(self.cache.adopt, self.cache_source, item.key, item.etag, item.size, staged.fd)
+                    await asyncio.to_thread(adopt)
             staged.reusable = True
             await self.publisher.discard(staged)
         self._unused(file)
@@ -203,12 +210,12 @@ class Publishing(Mounted):
             why = file.failure
             if not node.gone and not staged.kept and why is not None and why.errno in _HOPELESS and staged.dirty:
                 # close said so; to try again for ever would only hold the unmount up. The bytes stay on this machine.
-                where = staged.kept = conflicts.keep(
-                    self.scratch.conflicts, str(self.source), node.key, staged, why.strerror or str(why)
-                )
-                error = OSError(why.errno, f"{why.strerror}; what was written is kept in {where}")
-                self.report(error, "close", node.key, f"mend the cause, copy {where} back, then remove it and {where}.json")
-            if staged.kept or staged.conflicted or node.gone:
+                await self._keep_copy(staged, node.key, why)
+                if node.staged is not staged or file.writers:
+                    # Opened again meanwhile: the next close publishes it, or keeps it as it is then.
+                    staged.kept = ""
+                    return
+            if staged.kept or node.gone or (staged.conflicted and not staged.data_dirty):
                 self.give_up(node)
                 await self.publisher.discard(staged)
             elif staged.dirty and not self.waits(node):
@@ -219,6 +226,16 @@ class Publishing(Mounted):
                     attributes = self._attributes_now(node)
                 await self.writeback.keep(staged, node.key, attributes)
         self._unused(file)
+
+    async def _keep_copy(self, staged: Staged, key: str, why: OSError) -> None:
+        """Keep what cannot be published among the conflicts, if that can be; the journal has it otherwise."""
+        try:
+            where = await self.publisher.keep_copy(staged, key, why.strerror or str(why))
+        except OSError as exc:
+            log.warning("%r: no copy of what was written can be kept among the conflicts: %s", key, exc.strerror)
+            return
+        error = OSError(why.errno, f"{why.strerror}; what was written is kept in {where}")
+        self.report(error, "close", key, f"mend the cause, copy {where} back, then remove it and {where}.json")
 
     def give_up(self, node: Node, *, unseen: bool = False) -> None:
         """Show what the store holds again, in place of local changes that will not be published.

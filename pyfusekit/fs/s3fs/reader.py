@@ -1,7 +1,6 @@
 """Reading one version of one object, for all who have it open: from memory, from the disk cache, from the store.
 
-A Reader is a Prefetcher (pyfusekit.cache) whose ranges are GETs with If-Match, so what it returns is one version or ESTALE.
-Where there is a disk cache, what came from the store is kept there, and what is there is not asked for.
+A Reader is a CachedReader (pyfusekit.cache) whose ranges are GETs with If-Match, so what it returns is one version or ESTALE.
 """
 
 from __future__ import annotations
@@ -10,11 +9,10 @@ import asyncio
 import errno
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from pyfusekit.cache import BLOCK, Budget, Entry, Prefetcher
-from pyfusekit.core import Data
+from pyfusekit.cache import Budget, CachedReader, Entry
 
 from .store import Object, Store, same_version
 
@@ -24,10 +22,6 @@ IN_ORDER = 8
 """Files opened in the order of a listing, one behind the other, until those that follow are fetched before they are opened."""
 AHEAD = 16
 """How many of them."""
-_COPY = 256 << 10
-_BATCH = 1 << 20
-_GAP = 512 << 10
-"""Bytes between two ranges that are rather fetched twice than asked for apart."""
 _NEAR = 8
 """How far behind the last one a file may be in the listing and still be in order: several may walk together."""
 _WALKS = 16
@@ -35,14 +29,14 @@ _WALKS = 16
 Version: TypeAlias = tuple[str, str, int]
 
 
-class Reader:
+class Reader(CachedReader):
     """The bytes of *item*. *limit* is the largest window ahead of each who reads in order; 0 fetches nothing unasked.
 
     *entry* is the item's in the disk cache; who opened it closes it, after the reader. *tasks* gets what runs beside the
     requests. *version* reads an older version by its id. *item* may be replaced by a copy of the same bytes under another key.
     """
 
-    __slots__ = ("_run", "_upto", "entry", "item", "prefetch", "store", "version")
+    __slots__ = ("item", "store", "version")
 
     def __init__(
         self,
@@ -57,101 +51,21 @@ class Reader:
     ) -> None:
         self.store = store
         self.item = item
-        self.entry = entry
-        """Complete, it answers everything."""
         self.version = version
-        align = 1 if entry is None else BLOCK
-        self.prefetch = Prefetcher(self._fetch, item.size, limit, budget, tasks, align=align, name=repr(item.key))
-        self._upto = 0
-        """Where the last read that the disk cache answered ended."""
-        self._run = 0
-        """How many bytes it had answered in order by then."""
-        if entry is not None and entry.doubtful:
-            entry.verify_later()
-
-    def read(self, offset: int, size: int) -> bytes | list[Data] | Coroutine[Any, Any, list[Data]]:
-        """Return up to *size* bytes from *offset*; at once when they are there, else a coroutine."""
-        entry = self.entry
-        if entry is None:
-            return self.prefetch.read(offset, size)
-        if entry.complete or not self.prefetch.covers(offset):
-            data = entry.read(offset, size)
-            if data is not None:
-                self._run = len(data) + (self._run if offset == self._upto else 0)
-                self._upto = offset + len(data)
-                return data
-        return self.prefetch.read(offset, size, self._run if offset == self._upto else 0)
-
-    def at_hand(self) -> bytes | None:
-        """Return the whole object when nothing need be asked for it."""
-        found = self.entry.read(0, self.item.size) if self.entry is not None else None
-        return found if found is not None else self.prefetch.whole()
+        super().__init__(self._get, item.size, limit=limit, budget=budget, tasks=tasks, entry=entry, name=repr(item.key))
 
     async def begin(self) -> None:
         """Fetch a small object whole and wait for its first bytes, so that opening it shows whether it can be read.
 
         When the disk cache has it, the store is asked only whether it is still that version: ESTALE.
         """
-        if self.entry is None or self.entry.read(0, self.item.size) is None:
+        if self.cached() is None:
             await self.prefetch.begin()
         elif not same_version(self.item, (await self.store.head(self.item.key)).item):
             raise OSError(errno.ESTALE, f"{self.item.key!r} was replaced")
 
-    def close(self) -> None:
-        """End all requests but those that reads wait for; nobody begins to read any more."""
-        self.prefetch.close()
-
-    async def _fetch(self, start: int, end: int, sink: Callable[[bytes], None]) -> None:
-        """Hand on [start, end): what the disk cache has from there, the rest from the store."""
-        entry = self.entry
-        if entry is None:
-            await self.store.get(self.item, start, end - start, sink, version=self.version)
-            return
-        position = start
-        for first, upto in [*_merged(entry.missing(start, end)), (end, end)]:
-            while position < first:
-                data = entry.read(position, min(_COPY, first - position))
-                if data is None:
-                    await self._fetch_and_keep(entry, position, first, sink)
-                    position = first
-                    break
-                sink(data)
-                position += len(data)
-                # Others have their turn: this goes on at the speed of the disk.
-                await asyncio.sleep(0)
-            if position < min(upto, end):
-                await self._fetch_and_keep(entry, position, min(upto, end), sink)
-                position = min(upto, end)
-
-    async def _fetch_and_keep(self, entry: Entry, start: int, end: int, sink: Callable[[bytes], None]) -> None:
-        """Get [start, end) from the store and keep it on the disk, a few blocks at a time."""
-        pieces: list[bytes | memoryview] = []
-        position = begun = start
-
-        def keep(piece: bytes) -> None:
-            nonlocal position, begun, pieces
-            sink(piece)
-            pieces.append(piece)
-            position += len(piece)
-            rest = position % BLOCK
-            if position == end:
-                # At once: whoever waits for these bytes may close the file when he has them.
-                entry.write_later(begun, pieces)
-                pieces = []
-                begun = end
-            elif position - rest - begun >= _BATCH:
-                # Whole blocks: batches may be written in another order.
-                view = memoryview(piece)
-                pieces[-1] = view[: len(piece) - rest]
-                entry.write_later(begun, pieces)
-                pieces = [view[len(piece) - rest :]]
-                begun = position - rest
-
-        try:
-            await self.store.get(self.item, start, end - start, keep, version=self.version)
-        finally:
-            if pieces:
-                entry.write_later(begun, pieces)
+    async def _get(self, start: int, end: int, sink: Callable[[bytes], None]) -> None:
+        await self.store.get(self.item, start, end - start, sink, version=self.version)
 
 
 class Neighbours:
@@ -237,17 +151,6 @@ def _end(reader: Reader) -> None:
     reader.close()
     if reader.entry is not None:
         reader.entry.close()
-
-
-def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return *ranges* with those joined that lie so close that one request costs less than two."""
-    found: list[tuple[int, int]] = []
-    for start, end in ranges:
-        if found and start - found[-1][1] <= _GAP:
-            found[-1] = (found[-1][0], end)
-        else:
-            found.append((start, end))
-    return found
 
 
 def _version(item: Object) -> Version:

@@ -10,7 +10,8 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from .copying import copy_object, delete_exactly, each, head_or_none, is_copy, unsure
@@ -100,6 +101,7 @@ async def rename_tree(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     parallel: int = PARALLEL,
     versions: dict[str, str] | None = None,
+    published: Mapping[str, str] | None = None,
 ) -> dict[str, Object]:
     """Move all objects below the directory key *source* ("a/b/") to *destination*, where nothing but a marker may be.
 
@@ -107,11 +109,13 @@ async def rename_tree(
     fails, or a cancellation, undoes the rename: the copies are removed (in the background), the source is as it was. Once all
     is copied the rename is decided: the old names are removed, whatever happens; what cannot be removed is an error that says
     how many, and is tried again by the next mount. *on_progress*(copied, known) is called now and then. *versions* gets the
-    ETags of what was copied, by old key: others may have changed it since the caller looked.
+    ETags of what was copied, by old key: others may have changed it since the caller looked. *published* are keys below
+    *source*, with their ETags if they are known, that a listing may not show yet as they are: they were written a moment ago.
     """
     name = f"data-tree-{uuid.uuid4().hex}"
     os.close(os.open(os.path.join(journal.directory, name), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    record = await journal.begin("tree", {"source": source, "destination": destination, "phase": "copy", "data": name})
+    value = {"source": source, "destination": destination, "phase": "copy", "data": name, "published": dict(published or {})}
+    record = await journal.begin("tree", value)
     move = _Move(store, journal, record, on_progress, parallel)
     try:
         await move.copy()
@@ -240,20 +244,32 @@ class _Move:
         os.write(self.manifest, json.dumps(line, separators=(",", ":")).encode() + b"\n")
 
     async def pages(self) -> AsyncIterator[list[Object]]:
-        """Yield what is below the source, a page at a time; the next one is on its way meanwhile."""
+        """Yield what is below the source, a page at a time; the next one is on its way meanwhile.
+
+        At last what was published a moment ago and is not listed as it is, if it is there.
+        """
+        unlisted: dict[str, str] = dict(self.record.value.get("published", {}))
         waiting = asyncio.ensure_future(self.store.list(self.source, delimiter=""))
         try:
             while True:
                 page = await waiting
                 if page.token:
                     waiting = asyncio.ensure_future(self.store.list(self.source, token=page.token, delimiter=""))
-                yield page.objects
+                shown = []
+                for item in page.objects:
+                    if unlisted.get(item.key, "") in ("", item.etag):
+                        unlisted.pop(item.key, None)
+                        shown.append(item)
+                yield shown
                 if not page.token:
-                    return
+                    break
         finally:
             waiting.cancel()
             await asyncio.wait([waiting])
             _ = waiting.cancelled() or waiting.exception()  # Not wanted any more, whatever became of it.
+        if unlisted:
+            heads = await self._each(partial(head_or_none, self.store), sorted(unlisted))
+            yield [head.item for head in heads if head is not None]
 
     async def copy(self) -> None:
         """Copy everything."""

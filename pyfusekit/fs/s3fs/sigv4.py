@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from urllib.parse import quote
 EMPTY = hashlib.sha256(b"").hexdigest()
 UNSIGNED = "UNSIGNED-PAYLOAD"
 _SAFE = "/-_.~"
+_PLAIN = re.compile(r"[A-Za-z0-9/_.~-]*").fullmatch
 
 
 class Keys(NamedTuple):
@@ -27,7 +29,7 @@ class Keys(NamedTuple):
 
 def encode_path(key: str) -> str:
     """Return a key as it stands in a URL and is signed: S3 encodes once, and leaves slashes alone."""
-    return quote(key, safe=_SAFE)
+    return key if _PLAIN(key) else quote(key, safe=_SAFE)
 
 
 def encode_query(pairs: list[tuple[str, str]]) -> str:

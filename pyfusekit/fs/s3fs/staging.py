@@ -61,6 +61,7 @@ class Staged:
         "base_limit",
         "changed",
         "conflicted",
+        "copy",
         "diverted",
         "fd",
         "generation",
@@ -118,6 +119,8 @@ class Staged:
         """The last publish met another writer's version, and on_conflict knew no way: trying again makes no sense."""
         self.kept = ""
         """Path of the copy that a conflict left in conflicts/; "" when there is none."""
+        self.copy = ""
+        """The same, also while it is not known to be on disk."""
         self.id = uuid.uuid4().hex
         """What the transaction ids begin with, until one of them succeeded."""
         self.attempts: dict[str, Attempt] = {}

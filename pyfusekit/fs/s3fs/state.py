@@ -24,6 +24,7 @@ from .lookup import Finder
 from .options import S3Options, parse_source
 from .posix import NOTHING
 from .reader import Neighbours, Reader
+from .recent import Recent
 from .scratch import Scratch
 from .staging import Staged
 from .store import Object, Store
@@ -104,6 +105,7 @@ class Mounted(Filesystem):
         self._store = store
         self.tasks: set[asyncio.Task[Any]] = set()
         self.budget = Budget(self.options.memory_limit)
+        self.recent = Recent()
         self.neighbours = Neighbours(self._make_reader, ttl)
         self.cache: BlockCache | None = None
         self.cache_source = ""

@@ -228,8 +228,8 @@ class Store(Protocol):
     async def delete_many(self, keys: Sequence[str]) -> dict[str, OSError]:
         """Remove up to 1000 keys in one request; return those that failed."""
 
-    async def create_upload(self, key: str, attributes: Attributes) -> Upload:
-        """Begin a multipart upload."""
+    async def create_upload(self, key: str, attributes: Attributes, *, copies: bool = False) -> Upload:
+        """Begin a multipart upload. *copies*: parts of it will be copied, and what is sent is checked by its MD5."""
 
     async def upload_part(self, upload: Upload, number: int, body: Body) -> Part:
         """Send part *number*, again in place of the one sent before."""

@@ -53,6 +53,7 @@ def iso_ns(text: str) -> int:
         return 0
 
 
+@functools.lru_cache(1024)
 def http_ns(text: str) -> int:
     """Return "Sun, 22 Nov 2026 10:11:12 GMT" as nanoseconds; 0 when it is no time."""
     try:
