@@ -7,7 +7,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test check lint oracle oracle-s3 bench bench-s3 bench-memory clean system-packages
+.PHONY: help demo test check lint oracle oracle-s3 bench bench-s3 bench-http bench-memory clean system-packages
 
 help:
 	@echo "make demo     mount an S3 bucket, and read, edit and rename what is in it"
@@ -28,19 +28,30 @@ $(VENV)/made-%: pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e . --group $*
 	@touch $@
 
-# What the tests use beside Python: the setuid helper of ordinary users, ACL and xattr tools, a man page checker, and the
-# programs that are run on mounts.
-PACKAGES := fuse3 acl attr mandoc git vim-tiny rsync sqlite3 tar
+# Packages among $(1) that are not there are installed; servers among them shall not be started as services.
+define install
+@missing=$$(for package in $(1); do dpkg -s $$package >/dev/null 2>&1 || echo $$package; done); \
+[ -z "$$missing" ] || { \
+    echo "installing" $$missing ...; \
+    [ -e /usr/sbin/policy-rc.d ] || { mine=yes; printf '#!/bin/sh\nexit 101\n' | $(SUDO) tee /usr/sbin/policy-rc.d >/dev/null; \
+        $(SUDO) chmod 755 /usr/sbin/policy-rc.d; }; \
+    $(APT) update -qq && $(APT) install -y -qq --no-install-recommends $$missing >/dev/null; status=$$?; \
+    [ -z "$$mine" ] || $(SUDO) rm /usr/sbin/policy-rc.d; \
+    exit $$status; }
+endef
+
+# What the tests use beside Python: the setuid helper of ordinary users, ACL and xattr tools, a man page checker, the programs
+# that are run on mounts, and web servers.
 system-packages:
-	@{ command -v fusermount3 && command -v setfacl && command -v getfattr && command -v mandoc && command -v git && \
-	    { command -v vim || command -v vim.tiny; } && command -v rsync && command -v sqlite3 && command -v tar; } >/dev/null || \
-	    { echo "installing $(PACKAGES) ..."; $(APT) update -qq && $(APT) install -y -qq $(PACKAGES) >/dev/null; }
+	$(call install,fuse3 acl attr mandoc git vim-tiny rsync sqlite3 tar \
+	    nginx libnginx-mod-http-dav-ext apache2-bin media-types lighttpd lighttpd-mod-webdav caddy)
 
 demo: $(VENV)/made-demo
 	@$(BIN)/python examples/demo.py
 
+# Two at a time: most tests wait for a kernel, a server or a disk.
 test: $(VENV)/made-test system-packages
-	$(PYTEST) $(TESTS)
+	$(PYTEST) -n 2 --dist loadfile $(TESTS)
 
 lint: $(VENV)/made-dev
 	$(BIN)/ruff check .
@@ -57,7 +68,7 @@ oracle-s3: $(VENV)/made-test
 
 # The peers have an environment of their own: pyfuse3 is compiled against Debian's libfuse3.
 .venv-bench/made: benchmarks/requirements.txt
-	@$(APT) update -qq && $(APT) install -y -qq libfuse3-dev pkg-config gcc fuse3 python3-dev s3fs >/dev/null
+	$(call install,libfuse3-dev pkg-config gcc libc6-dev fuse3 python3-dev s3fs nginx libnginx-mod-http-echo httpfs2 curl)
 	@$(PYTHON) -m venv .venv-bench
 	@echo "building .venv-bench ..."
 	@.venv-bench/bin/python -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
@@ -69,9 +80,13 @@ oracle-s3: $(VENV)/made-test
 bench: $(VENV)/made-test .venv-bench/made
 	$(BIN)/python benchmarks/run.py --write $(BENCH)
 	$(BIN)/python benchmarks/s3.py --write $(BENCH_S3)
+	$(BIN)/python benchmarks/web.py --write $(BENCH_HTTP)
 
 bench-s3: $(VENV)/made-test .venv-bench/made
 	$(BIN)/python benchmarks/s3.py --write $(BENCH_S3)
+
+bench-http: $(VENV)/made-test .venv-bench/made
+	$(BIN)/python benchmarks/web.py --write $(BENCH_HTTP)
 
 bench-memory: $(VENV)/made-test .venv-bench/made
 	$(BIN)/python benchmarks/run.py --part million

@@ -14,7 +14,6 @@ import os
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,14 +26,22 @@ ROOT = HERE.parent
 sys.path[:0] = [str(HERE), str(ROOT / "tests" / "fs")]
 
 from faultproxy import FaultProxy  # noqa: E402
+from mounted import (  # noqa: E402
+    LIMIT_S,
+    MIB,
+    OURS,
+    RANDOM,
+    READ,
+    SHELL,
+    child_of,
+    peak_kib,
+    run,
+    write_between,
+)
 from mounts import Quiet, Server, ServerError, mount_fusectl  # noqa: E402
 from seaweed import ACCESS, SeaweedServer  # noqa: E402
 
 START, END = "<!-- s3 table: written by s3.py -->", "<!-- end of s3 table -->"
-OURS = "pyfusekit"
-MIB = 1 << 20
-LIMIT_S = 240
-"""A load that takes longer is given up, and its mount aborted."""
 
 
 class Tool(NamedTuple):
@@ -126,9 +133,9 @@ class Bench:
         server = Server(tool.name, words)
         try:
             with server:
-                pid = _child(server.process.pid) if server.process is not None else 0
+                pid = child_of(server.process.pid) if server.process is not None else 0
                 yield Path(server.mountpoint)
-                self.peak[tool.name] = max(self.peak.get(tool.name, 0), _peak_kib(pid))
+                self.peak[tool.name] = max(self.peak.get(tool.name, 0), peak_kib(pid))
         finally:
             if not warm:
                 shutil.rmtree(work, ignore_errors=True)
@@ -158,57 +165,6 @@ class Bench:
             time.sleep(0.05)
 
 
-def _child(pid: int) -> int:
-    """Return the process that timeout(1) started."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return int(children[0]) if children else pid
-
-
-def _peak_kib(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1])
-    return 0
-
-
-def run(script: str, *words: object) -> float:
-    """Run a load in a process of its own under a time limit, and return the seconds it says."""
-    command = ["timeout", "-s", "KILL", str(LIMIT_S), sys.executable, "-c", _PRELUDE + script, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ServerError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"status {done.returncode}")
-    return float(done.stdout.split()[-1])
-
-
-_PRELUDE = """
-import os, sys, time, random, subprocess, threading, shutil
-def clock(work):
-    began = time.perf_counter(); work(); print(time.perf_counter() - began)
-def read(path):
-    fd = os.open(path, os.O_RDONLY); size = 0
-    while piece := os.read(fd, 1 << 20): size += len(piece)
-    os.close(fd); assert size == os.stat(path).st_size, size
-"""
-_READ = """
-def work():
-    threads = [threading.Thread(target=read, args=(path,)) for path in sys.argv[1:]]
-    [thread.start() for thread in threads]; [thread.join() for thread in threads]
-clock(work)
-"""
-_RANDOM = """
-path, size, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-fd = os.open(path, os.O_RDONLY); total = os.fstat(fd).st_size
-os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-rng = random.Random(4711)
-offsets = [rng.randrange(total - size) // 4096 * 4096 for _ in range(count)]
-def work():
-    for offset in offsets: assert len(os.pread(fd, size, offset)) == size
-clock(work)
-"""
-_SHELL = """
-clock(lambda: subprocess.run(sys.argv[1], shell=True, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
-"""
 _WRITE = """
 path, mib = sys.argv[1], int(sys.argv[2])
 block = os.urandom(1 << 20)
@@ -288,13 +244,13 @@ def rows(scale: float) -> list[Row]:
                 (source / f"f{number:05}").write_bytes(os.urandom(4096))
         name = f"in{random.randrange(1 << 40)}"
         began = time.perf_counter()
-        run(_SHELL, f"cp -r {source} {mountpoint}/{name}")
+        run(SHELL, f"cp -r {source} {mountpoint}/{name}")
         bench.wait_for_count(bucket, f"{name}/f", small)
         return time.perf_counter() - began
 
     def copy_out(bench: Bench, bucket: str, mountpoint: Path) -> float:
         target = Path(tempfile.mkdtemp(dir=bench.work))
-        taken = run(_SHELL, f"cp -r {mountpoint}/d {target}/")
+        taken = run(SHELL, f"cp -r {mountpoint}/d {target}/")
         assert len(list((target / "d").iterdir())) == small
         shutil.rmtree(target)
         return taken
@@ -302,31 +258,31 @@ def rows(scale: float) -> list[Row]:
     def rename(bench: Bench, bucket: str, mountpoint: Path) -> float:
         began = time.perf_counter()
         size = bench.client.head_object(Bucket=bucket, Key="o0")["ContentLength"]
-        run(_SHELL, f"mv {mountpoint}/o0 {mountpoint}/renamed")
+        run(SHELL, f"mv {mountpoint}/o0 {mountpoint}/renamed")
         bench.wait_for(bucket, "renamed", size)
         taken = time.perf_counter() - began
-        run(_SHELL, f"mv {mountpoint}/renamed {mountpoint}/o0")
+        run(SHELL, f"mv {mountpoint}/renamed {mountpoint}/o0")
         bench.wait_for(bucket, "o0", size)
         return taken
 
     def rename_directory(bench: Bench, bucket: str, mountpoint: Path) -> float:
-        taken = run(_SHELL, f"mv {mountpoint}/d {mountpoint}/e")
+        taken = run(SHELL, f"mv {mountpoint}/d {mountpoint}/e")
         assert (bench.count(bucket, "d/"), bench.count(bucket, "e/") >= 1) == (0, True)
-        run(_SHELL, f"mv {mountpoint}/e {mountpoint}/d")
+        run(SHELL, f"mv {mountpoint}/e {mountpoint}/d")
         return taken
 
     def clone(bench: Bench, bucket: str, mountpoint: Path) -> float:
         name = f"clone{random.randrange(1 << 40)}"
-        return run(_SHELL, f"git -c advice.detachedHead=false clone -q --no-hardlinks {ROOT} {mountpoint}/{name}")
+        return run(SHELL, f"git -c advice.detachedHead=false clone -q --no-hardlinks {ROOT} {mountpoint}/{name}")
 
     def shell(words: str) -> Callable[[Bench, str, Path], float]:
-        return lambda bench, bucket, mountpoint: run(_SHELL, words.replace("MNT", str(mountpoint)))
+        return lambda bench, bucket, mountpoint: run(SHELL, words.replace("MNT", str(mountpoint)))
 
     def reads(count: int) -> Callable[[Bench, str, Path], float]:
-        return lambda bench, bucket, mountpoint: run(_READ, *(mountpoint / f"o{n}" for n in range(count)))
+        return lambda bench, bucket, mountpoint: run(READ, *(mountpoint / f"o{n}" for n in range(count)))
 
     def randoms(size: int, count: int) -> Callable[[Bench, str, Path], float]:
-        return lambda bench, bucket, mountpoint: run(_RANDOM, mountpoint / "o0", size, count)
+        return lambda bench, bucket, mountpoint: run(RANDOM, mountpoint / "o0", size, count)
 
     return [
         Row(f"read {big} MiB in order", objects(1, big), reads(1)),
@@ -415,7 +371,7 @@ def baseline(bench: Bench, mib: int) -> list[str]:
         bench.quiet.wait()
         alone["read"].append(asyncio.run(_aiobotocore(bench, bucket, "o0", mib, False)))
         with bench.mounted(ours, bucket) as mountpoint:
-            mount["read"].append(run(_READ, mountpoint / "o0"))
+            mount["read"].append(run(READ, mountpoint / "o0"))
         bench.quiet.wait()
         alone["write"].append(asyncio.run(_aiobotocore(bench, bucket, f"a{number}", mib, True)))
         with bench.mounted(ours, bucket) as mountpoint:
@@ -436,17 +392,17 @@ def from_cache(bench: Bench, mib: int) -> list[str]:
     relaxed = tools(bench.endpoint, bench.work)[1]
     figures: dict[str, list[tuple[float, float]]] = {"disk": [], "memory": []}
     with bench.mounted(relaxed, bucket, "cached") as mountpoint:
-        run(_READ, mountpoint / "o0")
+        run(READ, mountpoint / "o0")
     cached = max(bench.work.glob("warm-relaxed-cached/cache/**/*.data"), key=lambda path: path.stat().st_size)
     assert cached.stat().st_size == mib * MIB
     for _ in range(3):
         bench.quiet.wait()
         with bench.mounted(relaxed, bucket, "cached") as mountpoint:
-            through = run(_READ, mountpoint / "o0")
-            warm = run(_READ, mountpoint / "o0")
-            direct = run(_READ, cached)
+            through = run(READ, mountpoint / "o0")
+            warm = run(READ, mountpoint / "o0")
+            direct = run(READ, cached)
         Path("/proc/sys/vm/drop_caches").write_text("3")
-        figures["disk"].append((through, run(_READ, cached)))
+        figures["disk"].append((through, run(READ, cached)))
         figures["memory"].append((warm, direct))
     lines = ["| a completely cached file | mount | the file in the cache | mount's share | goal |", "|---|--:|--:|--:|---|"]
     for where, pairs in figures.items():
@@ -526,16 +482,7 @@ def main() -> None:
     text = "\n".join(sections)
     print(text)
     if given.write:
-        write(text)
-
-
-def write(text: str) -> None:
-    """Put *text* between the markers of README.md."""
-    path = HERE / "README.md"
-    readme = path.read_text()
-    before, _, rest = readme.partition(START)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}")
+        write_between(START, END, text)
 
 
 if __name__ == "__main__":

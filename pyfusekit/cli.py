@@ -146,7 +146,7 @@ def root() -> None:
 
 
 class MountGroup(Suggesting):
-    """``mount``: its commands are the filesystems, listed from a table and loaded only when named."""
+    """``mount``: its commands are the filesystems, listed from a table and loaded only when named, or meant by a URL."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the bundled filesystems."""
@@ -163,6 +163,23 @@ class MountGroup(Suggesting):
         entry = registry.find(cmd_name)
         return FilesystemCommand(entry)
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the filesystem that *args* begin with, named or meant by a URL, which is then its source."""
+        from .service import registry
+
+        if args[0].startswith("-") or not registry.is_url(args[0]):
+            return super().resolve_command(ctx, args)
+        from .service.values import redacted_source
+        from .service.words import printable
+
+        entry = registry.of_url(args[0])
+        return printable(redacted_source(args[0])), FilesystemCommand(entry, args[0]), args[1:]
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write both forms."""
+        super().format_usage(ctx, formatter)
+        formatter.write_usage(ctx.command_path, "[OPTIONS] URL MOUNTPOINT [OPTIONS]", prefix="       ")
+
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the options that may stand before the filesystem: those that every mount has."""
         from .service.options import COMMON
@@ -172,11 +189,14 @@ class MountGroup(Suggesting):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the filesystems, then the options of every mount."""
         from .service.options import COMMON
-        from .service.registry import BUNDLED, plugins
+        from .service.registry import BUNDLED, plugins, url_schemes
 
         others, complaints = plugins()
         with formatter.section("Filesystems (pyfusekit mount FS --help shows the options of one)"):
             formatter.write_dl([(entry.name, entry.summary) for entry in (*BUNDLED, *others)])
+        with formatter.section("URLs"):
+            schemes = ", ".join(f"{scheme}://" for scheme in url_schemes())
+            formatter.write_text(f"What a URL begins with names its filesystem: {schemes}, and NAME:// of any other one.")
         for complaint in complaints:
             click.echo(f"pyfusekit: {complaint}", err=True)
         _write_options(ctx, formatter, COMMON, super().get_params(ctx))
@@ -192,16 +212,20 @@ class MountGroup(Suggesting):
 
 
 class FilesystemCommand(click.Command):
-    """``mount FS``: the options are those the filesystem declares and those of every mount."""
+    """``mount FS``, or ``mount URL``: the options are those the filesystem declares and those of every mount."""
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: Entry, url: str | None = None) -> None:
         from .service import options, registry
 
         self.entry = entry
+        self.url = url
+        """The source, when it stands in place of the filesystem's name."""
         self.filesystem = registry.load(entry)
         self.declared = options.all_specs(self.filesystem.Options)
         use = self.filesystem.source_use
         words = {"required": "SOURCE MOUNTPOINT", "none": "MOUNTPOINT"}.get(use, "[SOURCE] MOUNTPOINT")
+        if url is not None:
+            words = "MOUNTPOINT"
         super().__init__(
             entry.name,
             context_settings=_CONTEXT,
@@ -230,6 +254,9 @@ class FilesystemCommand(click.Command):
         early = before.params if before is not None else {}
         words = (*early.get("words", ()), *given.pop("words"))
         flags = {**early, **{name: value for name, value in given.items() if value is not None}}
+        if flags.get("ro") is False and any(spec.name == "rw" for spec in self.declared):
+            # --rw stood before the filesystem's name, where it is the opposite of --ro.
+            flags.setdefault("rw", True)
         foreground = bool(flags.pop("foreground", False))
         timeout = flags.pop("timeout", None)
         return self._mount(self._operands(operands), flags, words, foreground, 30.0 if timeout is None else timeout)
@@ -237,17 +264,24 @@ class FilesystemCommand(click.Command):
     def _operands(self, operands: tuple[str, ...]) -> tuple[str | None, str]:
         """Return source and mountpoint; "-" is no source."""
         from .service.exits import USAGE, Failure
+        from .service.registry import is_url
+        from .service.values import redacted_source
 
         remedy = self.get_usage(click.get_current_context()).removeprefix("Usage: ")
         use = self.filesystem.source_use
+        if self.url is not None:
+            operands = (self.url, *operands)
+        if len(operands) == 1 and is_url(operands[0]):
+            raise Failure("the mountpoint is missing", remedy, code=USAGE)
         if not operands or len(operands) > 2:
             what = "the mountpoint is missing" if not operands else f"{operands[2]}: one word too many"
             raise Failure(what, remedy, code=USAGE)
         source = operands[0] if len(operands) == 2 and operands[0] not in ("-", "") else None
         if source is None and use == "required":
-            raise Failure(f"{self.name} needs a source", remedy, code=USAGE)
+            raise Failure(f"{self.entry.name} needs a source", remedy, code=USAGE)
         if source is not None and use == "none":
-            raise Failure(f"{self.name} takes no source, so {source} means nothing", remedy, code=USAGE)
+            cause = f"{self.entry.name} takes no source, so {redacted_source(source)} means nothing"
+            raise Failure(cause, remedy, code=USAGE)
         return source, operands[-1]
 
     def _mount(
@@ -359,7 +393,7 @@ def _write_options(
 def mount(ctx: click.Context, /, **_given: Any) -> None:
     """Mount a filesystem, and return when it can be used."""
     if ctx.invoked_subcommand is None:
-        ctx.fail("The filesystem is missing.")
+        ctx.fail("The filesystem or URL is missing.")
 
 
 @root.command("umount", context_settings=_CONTEXT)
@@ -445,3 +479,77 @@ def refresh(paths: tuple[str, ...]) -> int:
             _print_failure(failure)
             code = code or failure.code
     return code
+
+
+@root.group("cache", cls=Suggesting, context_settings=_CONTEXT, no_args_is_help=False)
+def cache() -> None:
+    """Show, clear or fill the disk caches of mounts."""
+
+
+@cache.command("show", context_settings=_CONTEXT)
+@click.argument("directory", required=False, metavar="[DIR]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def cache_show(directory: str | None, as_json: bool) -> None:
+    """Show what is in the disk caches, and who uses them.
+
+    DIR is what mounts were given as --cache-dir; without it, all caches that are known are shown.
+    """
+    from .service import caches
+
+    rows = caches.show(directory)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        click.echo(caches.as_text(rows))
+
+
+@cache.command("clear", context_settings=_CONTEXT)
+@click.argument("source", required=False, metavar="[SOURCE]")
+@click.option("--all", "everything", is_flag=True, help="Clear everything that is not in use.")
+@click.option("--older-than", callback=_seconds, metavar="TIME", help="Clear what was not used for so long.")
+@click.option("--cache-dir", "directory", metavar="DIR", help="Of the caches in DIR only.")
+def cache_clear(source: str | None, everything: bool, older_than: float | None, directory: str | None) -> None:
+    """Remove from the disk caches what no mount has open.
+
+    SOURCE is one that cache show lists.
+    """
+    from .service import caches
+
+    click.echo(caches.clear(source, directory, everything=everything, older_than=older_than))
+
+
+@cache.command("warm", context_settings=_CONTEXT)
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+def cache_warm(paths: tuple[str, ...]) -> int:
+    """Read files and whole directories into the disk cache.
+
+    It is the cache of the mount that a PATH lies in.
+    """
+    from .service import warming
+    from .service.exits import Failure
+
+    code = 0
+    targets = []
+    for path in paths:
+        try:
+            targets.append(warming.target(path))
+        except Failure as failure:
+            _print_failure(failure)
+            code = code or failure.code
+    if not targets:
+        return code
+    work = warming.Warming(targets, warming.Meter(sys.stderr))
+    try:
+        click.echo(work.run())
+    except KeyboardInterrupt:
+        click.echo(f"Stopped; read {work.words()}", err=True)
+        raise
+    for note in work.notes():
+        click.echo(f"pyfusekit: note: {note}", err=True)
+    for unread in work.failures:
+        _print_failure(unread)
+    if work.failed > len(work.failures):
+        click.echo(f"pyfusekit: {work.failed - len(work.failures)} more could not be read", err=True)
+    return code or (work.failures[0].code if work.failures else 0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import tomllib
 from collections.abc import Iterator
 
 import pytest
-from commandline import REPOSITORY, Commandline, commandline
+from commandline import REPOSITORY, Commandline, commandline, needs_mounts
 
 from pyfusekit import __version__, cli
 from pyfusekit.fs.memfs import MemFS
@@ -19,6 +20,10 @@ from pyfusekit.service import registry
 def command() -> Iterator[Commandline]:
     with commandline() as made:
         yield made
+
+
+NAMES = ", ".join(entry.name for entry in registry.BUNDLED)
+SCHEMES = ", ".join(registry.url_schemes())
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -46,7 +51,15 @@ HEAVY = (
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["umount", "--help"], ["list", "--help"], ["errors", "--help"], ["refresh", "--help"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["umount", "--help"],
+        ["list", "--help"],
+        ["errors", "--help"],
+        ["refresh", "--help"],
+        ["cache", "warm", "--help"],
+    ],
 )
 def test_help_imports_nothing_heavy_and_no_filesystem(arguments: list[str]) -> None:
     script = (
@@ -79,7 +92,7 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--help"], ["-h"]):
         code, out, err = said(capsys, *arguments)
         assert (code, err) == (0, "")
-        for name in ("mount", "umount", "list", "errors", "refresh"):
+        for name in ("mount", "umount", "list", "errors", "refresh", "cache"):
             assert f"\n  {name} " in out
 
 
@@ -139,12 +152,20 @@ def test_the_package_can_be_run() -> None:
         (
             "lst",
             "lst: no such command; did you mean list?",
-            "there are: mount, umount, list, errors, refresh (pyfusekit --help)",
+            "there are: mount, umount, list, errors, refresh, cache (pyfusekit --help)",
         ),
         ("", "missing command", "pyfusekit --help"),
-        ("mount", "the filesystem is missing", "pyfusekit mount --help"),
-        ("mount men /x", "men: no such filesystem; did you mean mem?", "there are: mem, s3 (pyfusekit mount --help)"),
-        ("mount s3://b /x", "s3://b: the filesystem is missing", "pyfusekit mount s3 s3://b MOUNTPOINT"),
+        ("mount", "the filesystem or URL is missing", "pyfusekit mount --help"),
+        ("mount men /x", "men: no such filesystem; did you mean mem?", f"there are: {NAMES} (pyfusekit mount --help)"),
+        (
+            "mount mam://b /x",
+            "mam: no filesystem has such URLs; did you mean mem?",
+            f"a URL begins with: {SCHEMES} (pyfusekit mount --help)",
+        ),
+        ("mount s3://b", "the mountpoint is missing", "pyfusekit mount s3://b [OPTIONS] MOUNTPOINT"),
+        ("mount s3 s3://b", "the mountpoint is missing", "pyfusekit mount s3 [OPTIONS] [SOURCE] MOUNTPOINT"),
+        ("mount s3://me:pw@b /x y", "y: one word too many", "pyfusekit mount s3://b [OPTIONS] MOUNTPOINT"),
+        ("mount s3://b /x --regon=1", "--regon: no such option; did you mean --region?", "pyfusekit mount s3://b --help"),
         ("mount mem", "the mountpoint is missing", "pyfusekit mount mem [OPTIONS] [SOURCE] MOUNTPOINT"),
         ("mount mem a b c", "c: one word too many", "pyfusekit mount mem [OPTIONS] [SOURCE] MOUNTPOINT"),
         (
@@ -173,6 +194,15 @@ def test_the_package_can_be_run() -> None:
             "pyfusekit umount --help",
         ),
         ("refresh", "missing argument 'PATH...'", "pyfusekit refresh --help"),
+        ("cache", "missing command", "pyfusekit cache --help"),
+        ("cache worm", "worm: no such command; did you mean warm?", "there are: show, clear, warm (pyfusekit cache --help)"),
+        ("cache warm", "missing argument 'PATH...'", "pyfusekit cache warm --help"),
+        (
+            "cache clear",
+            "what is to be cleared is missing",
+            "write a SOURCE as pyfusekit cache show lists it, --all, or --older-than TIME",
+        ),
+        ("cache clear x --all", "x and --all: one of them is meant", "pyfusekit cache clear --help"),
         ("errors a b", "got unexpected extra argument (b)", "pyfusekit errors --help"),
         ("list extra", "got unexpected extra argument (extra)", "pyfusekit list --help"),
     ],
@@ -190,6 +220,30 @@ def test_a_source_that_is_needed_is_asked_for(
     monkeypatch.setattr(MemFS, "source_use", "required")
     code, _, err = said(capsys, *line.split())
     assert (code, err) == (2, "pyfusekit: mem needs a source\n  pyfusekit mount mem [OPTIONS] SOURCE MOUNTPOINT\n")
+
+
+@needs_mounts
+@pytest.mark.parametrize(
+    ("url", "shown"), [("mem://scratch", "mem://scratch"), ("odd://ok", "odd://ok"), ("MEM://me:pw@x", "MEM://x")]
+)
+def test_a_url_names_its_filesystem(command: Commandline, url: str, shown: str) -> None:
+    place = command.folder()
+    done = command.run("mount", "--ro", url, place, "-o", "noexec", "--timeout", "30s")
+    assert done.stdout.startswith(f"Mounted {shown} on {place} (read-only"), done.stderr
+    (row,) = [row for row in json.loads(command.run("list", "--json").stdout) if row["mountpoint"] == str(place)]
+    assert (row["fs"], row["source"]) == (url.partition(":")[0].lower(), shown)
+    assert command.run("umount", place).returncode == 0
+
+
+def test_the_help_of_a_url_is_that_of_its_filesystem(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = said(capsys, "mount", "s3://b/x", "--help")
+    assert code == 0
+    assert out.startswith("Usage: pyfusekit mount s3://b/x [OPTIONS] MOUNTPOINT\n")
+    assert "--endpoint-url URL" in out
+    code, out, _ = said(capsys, "mount", "--help")
+    assert "\n       pyfusekit mount [OPTIONS] URL MOUNTPOINT [OPTIONS]\n" in out
+    for scheme in registry.url_schemes():
+        assert f"{scheme}://" in out
 
 
 def test_a_source_that_means_nothing_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

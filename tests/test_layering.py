@@ -15,11 +15,14 @@ PACKAGE = ROOT / "pyfusekit"
 MAY_IMPORT: dict[str, set[str]] = {
     "pyfusekit": {"pyfusekit.core"},
     "pyfusekit.__main__": {"pyfusekit", "pyfusekit.cli", "pyfusekit.service"},
-    "pyfusekit.cli": {"pyfusekit", "pyfusekit.service", "pyfusekit.core"},
+    "pyfusekit.cli": {"pyfusekit", "pyfusekit.service", "pyfusekit.service.caches", "pyfusekit.core"},
     "pyfusekit.service": {"pyfusekit", "pyfusekit.service", "pyfusekit.core"},
+    # It tells what is on the disk and clears it, also when no mount is there to be asked.
+    "pyfusekit.service.caches": {"pyfusekit", "pyfusekit.service", "pyfusekit.core", "pyfusekit.cache"},
     "pyfusekit.testing": {"pyfusekit", "pyfusekit.testing", "pyfusekit.core"},
     "pyfusekit.fs": set(),
     "pyfusekit.fs.memfs": {"pyfusekit.fs.memfs", "pyfusekit.core:face"},
+    "pyfusekit.fs.httpfs": {"pyfusekit.fs.httpfs", "pyfusekit.core:face", "pyfusekit.cache"},
     "pyfusekit.fs.s3fs": {"pyfusekit.fs.s3fs", "pyfusekit.core:face", "pyfusekit.cache"},
     "pyfusekit.cache": {"pyfusekit.cache"},
     "pyfusekit.core": {"pyfusekit.core"},

@@ -19,10 +19,12 @@ import click
 import pytest
 
 from pyfusekit import cli
+from pyfusekit.cache import inventory
 from pyfusekit.core import Problem
 from pyfusekit.core.mountinfo import MountInfo
+from pyfusekit.fs.httpfs import words as http_words
 from pyfusekit.fs.s3fs import errors as s3_errors
-from pyfusekit.service import commands, ending, exits, mounts, options, unmounting
+from pyfusekit.service import caches, commands, ending, exits, mounts, options, registry, unmounting, warming
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MAN = REPOSITORY / "man"
@@ -100,11 +102,20 @@ def _documented_spec(spec: options.Spec, flags: tuple[str, ...], page: str, fs: 
     return Documented(page, flags, words, (variable,), tuple(filter(None, (default, *spec.choices, spec.env))))
 
 
+def commands_with_pages() -> Iterator[tuple[str, click.Command, str]]:
+    """Yield every command with its name and its page; those of a group are in the group's."""
+    yield "", cli.root, "pyfusekit.1"
+    for name, command in cli.root.commands.items():
+        yield name, command, f"pyfusekit-{name}.1"
+        if isinstance(command, click.Group):
+            for inner, below in command.commands.items():
+                yield f"{name} {inner}", below, f"pyfusekit-{name}.1"
+
+
 def documented() -> list[Documented]:
     """Return every option of every command with the page it belongs to."""
     found = []
-    for name, command in (("", cli.root), *cli.root.commands.items()):
-        page = f"pyfusekit-{name}.1" if name else "pyfusekit.1"
+    for name, command, page in commands_with_pages():
         specs = {spec.name: spec for spec in options.COMMON} if name == "mount" else {}
         for param in command.get_params(click.Context(command, **command.context_settings)):
             if param.name in specs:
@@ -240,8 +251,12 @@ def test_the_commands_of_the_examples_are_ours(page: str) -> None:
     commands = re.findall(r"^\s+[$#] (?:[A-Z_]+=\S+ )*pyfusekit (\S+)(?: (\S+))?", section(page, "EXAMPLES"), flags=re.M)
     for command, argument in commands:
         assert command in cli.root.commands
-        if command == "mount" and not argument.startswith("-"):
+        if command == "mount" and registry.is_url(argument):
+            assert registry.of_url(argument)
+        elif command == "mount" and not argument.startswith("-"):
             assert argument in filesystems()
+        elif command == "cache":
+            assert argument in cli.cache.commands
     assert commands
 
 
@@ -260,6 +275,7 @@ _CODES = {
     "pyfusekit-list.1": {exits.DONE, exits.USAGE, exits.BUG},
     "pyfusekit-errors.1": _ASKING,
     "pyfusekit-refresh.1": _ASKING | {exits.SOURCE},
+    "pyfusekit-cache.1": _ASKING | {exits.BUSY, exits.SOURCE},
 }
 
 
@@ -296,6 +312,14 @@ def test_the_errors_page_has_every_key() -> None:
     assert set(re.findall(r"^ {13}([a-z_]+)(?!\S)", section("pyfusekit-errors.1", "OPTIONS"), flags=re.M)) == keys
 
 
+def test_the_cache_page_has_every_key_and_the_limits(tmp_path: Path) -> None:
+    row = caches.row_of("/cache", [caches.User("/mnt", 1)], [inventory.Held(tmp_path, "s", "n", 1, 1, 1, 1.0, False)])
+    keys = {*row, *row["mounts"][0], *row["sources"][0]}
+    assert set(re.findall(r"^ {13,}([a-z_]+)(?!\S)", section("pyfusekit-cache.1", "OPTIONS"), flags=re.M)) == keys
+    assert f"The first {warming.TOLD_FAILURES} are named" in section("pyfusekit-cache.1", "DESCRIPTION")
+    assert inventory.DAMAGED in section("pyfusekit-cache.1", "DESCRIPTION")
+
+
 def test_the_umount_page_has_the_limits() -> None:
     text = section("pyfusekit-umount.1", "DESCRIPTION")
     for seconds in (unmounting.DEFAULT_LIMIT_S, unmounting._LINE_EVERY_S, ending.DRAIN_LIMIT_S):
@@ -310,3 +334,12 @@ def test_the_s3_page_has_every_errno_of_the_store_and_of_the_filesystem() -> Non
         names |= set(re.findall(r"Error\(\s*errno\.(E[A-Z0-9]+)", path.read_text()))
     # No program meets those: the kernel would have to err, or the server has ended.
     assert said == names - {"EBADF", "ENOTCONN", "ESHUTDOWN"}
+
+
+def test_the_http_page_has_every_errno_of_the_server_and_of_the_filesystem() -> None:
+    said = set(re.findall(r"^ {5}(E[A-Z0-9]+)\b", section("pyfusekit-http.7", "DIAGNOSTICS"), flags=re.M))
+    names = {errno.errorcode[row.errno].replace("ENOTSUP", "EOPNOTSUPP") for row in http_words.BY_STATUS.values()}
+    for path in Path(http_words.__file__).parent.glob("*.py"):
+        names |= set(re.findall(r"Error\(\s*errno\.(E[A-Z0-9]+)", path.read_text()))
+    # No program meets EBADF and ESHUTDOWN; the other two are set elsewhere.
+    assert said - {"ECONNRESET", "EXDEV"} == names - {"EBADF", "ESHUTDOWN"}

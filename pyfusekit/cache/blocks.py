@@ -129,10 +129,14 @@ class BlockCache:
 
     def _begin_trim(self) -> None:
         """Trim in a thread; at most one is under way, and the mount goes on meanwhile."""
-        if self._trimmer is None or not self._trimmer.is_alive():
+        with self._lock:
+            if self._trimmer is not None and self._trimmer.is_alive():
+                return
             self._counted = True
-            self._trimmer = threading.Thread(target=self.trim, name="cache-trim", daemon=True)
-            self._trimmer.start()
+            trimmer = threading.Thread(target=self.trim, name="cache-trim", daemon=True)
+            # Started before others see it: close joins what it sees.
+            trimmer.start()
+            self._trimmer = trimmer
 
     def close(self) -> None:
         """Wait for what is being written and evicted. Entries are closed by who opened them. It may be used again."""
@@ -140,8 +144,10 @@ class BlockCache:
             self._jobs.put(None)
             self._writer.join()
             self._writer = None
-        if self._trimmer is not None:
-            self._trimmer.join()
+        with self._lock:
+            trimmer = self._trimmer
+        if trimmer is not None:
+            trimmer.join()
 
     def leave(self, entry: Entry) -> bool:
         """Count a close of *entry*; return whether it was the last."""

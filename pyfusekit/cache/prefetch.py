@@ -30,6 +30,8 @@ KEEP_BEHIND = 1 << 20
 """Bytes kept behind the reader: the kernel's readahead is not asked in strict order."""
 STREAMS = 16
 """Readers of one file that are told apart."""
+SPREAD = 2
+"""Requests of a window: each costs a store more than its bytes do."""
 PARTS_AHEAD = 16
 """Requests under way for one stream."""
 
@@ -112,7 +114,7 @@ class Prefetcher:
     under way: who ends the filesystem waits for them. Requests begin and end at multiples of *align* where they can.
     """
 
-    __slots__ = ("_fetch", "_runs", "_streams", "_tasks", "align", "budget", "closed", "limit", "name", "size")
+    __slots__ = ("_fetch", "_runs", "_streams", "_tasks", "align", "budget", "closed", "limit", "name", "size", "spread")
 
     def __init__(
         self,
@@ -123,14 +125,17 @@ class Prefetcher:
         tasks: set[asyncio.Task[Any]],
         *,
         align: int = 1,
+        spread: int = SPREAD,
         name: str = "",
     ) -> None:
+        """Make one; a window is asked for in *spread* requests, as far as they are worth it."""
         self._fetch = fetch
         self.size = size
         self.limit = limit
         self.budget = budget
         self._tasks = tasks
         self.align = align
+        self.spread = spread
         self.name = name
         """For error texts."""
         self.closed = False
@@ -301,12 +306,11 @@ class Prefetcher:
     def _aligned(self, end: int) -> int:
         return min(self.size, -(-end // self.align) * self.align)
 
-    @staticmethod
-    def _part(window: int) -> int:
+    def _part(self, window: int) -> int:
         """Return the bytes of a request in a stream that reaches *window* bytes ahead."""
         if window <= FIRST_WINDOW:
             return max(window, SMALLEST_PART) if window else 0
-        return min(LARGEST_PART, max(FIRST_WINDOW, 1 << (window // 2).bit_length() - 1))
+        return min(LARGEST_PART, max(FIRST_WINDOW, 1 << (window // self.spread).bit_length() - 1))
 
     def _begin(self, stream: Stream, start: int, end: int, ahead: bool = False) -> None:
         """Request [start, end), whose memory was taken."""

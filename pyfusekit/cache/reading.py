@@ -12,7 +12,7 @@ from typing import Any
 
 from .entry import BLOCK, Entry
 from .memory import Budget, Data
-from .prefetch import Fetch, Prefetcher
+from .prefetch import SPREAD, Fetch, Prefetcher
 
 _COPY = 256 << 10
 _BATCH = 1 << 20
@@ -38,13 +38,14 @@ class CachedReader:
         budget: Budget,
         tasks: set[asyncio.Task[Any]],
         entry: Entry | None = None,
+        spread: int = SPREAD,
         name: str = "",
     ) -> None:
         self._fetch_remote = fetch
         self.entry = entry
         """Complete, it answers everything."""
         align = 1 if entry is None else BLOCK
-        self.prefetch = Prefetcher(self._fetch, size, limit, budget, tasks, align=align, name=name)
+        self.prefetch = Prefetcher(self._fetch, size, limit, budget, tasks, align=align, spread=spread, name=name)
         self._upto = 0
         """Where the last read that the disk cache answered ended."""
         self._run = 0

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from .types import (
     Attr,
@@ -42,6 +42,7 @@ from .types import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from .backing import Backing
     from .notify import Notifier
@@ -50,6 +51,18 @@ if TYPE_CHECKING:
 
 class NoOptions:
     """The options of a filesystem that has none."""
+
+
+class DiskCache(Protocol):
+    """A cache on a disk, as far as an operator asks about it."""
+
+    @property
+    def directory(self) -> Path:
+        """Where it is."""
+
+    @property
+    def limit(self) -> int:
+        """The most bytes it may take."""
 
 
 def _absent(operation: str) -> OSError:
@@ -448,6 +461,10 @@ class Filesystem:
         were believed; a path that is not known is 0 and no error. Not overridden: there is nothing that could be out of date.
         """
         return 0
+
+    def disk_cache(self) -> DiskCache | None:
+        """Return what keeps on a disk what was fetched, for ``pyfusekit cache``; None when nothing does. Never waits."""
+        return None
 
     def details(self) -> dict[str, Any]:
         """Return what else is worth knowing about the mount, by name, for ``status``: strings, numbers, and lists and dicts of

@@ -112,9 +112,12 @@ def _load(names: Sequence[str]) -> None:
     """Import the server, and the bundled filesystem that is named; what fails here fails again where it is reported."""
     from importlib import import_module
 
-    from .registry import BUNDLED
+    from .registry import BUNDLED, is_url
 
-    modules = [entry.target.partition(":")[0] for entry in BUNDLED if entry.name in names]
+    schemes = {name.partition("://")[0].lower() for name in names if is_url(name)}
+    modules = [
+        entry.target.partition(":")[0] for entry in BUNDLED if entry.name in names or schemes.intersection(entry.schemes)
+    ]
     for module in ("asyncio", f"{__package__}.daemon", *modules, "pickle"):
         with contextlib.suppress(Exception):
             import_module(module)

@@ -1,6 +1,7 @@
 """What a mount's server answers on its control socket: how it is, what went wrong, and what its operator wants done.
 
-    status                  the state file, the options with their origins, what waits to be written back, details
+    status                  the state file, the options with their origins, what waits to be written back, its disk cache,
+                            details
     errors                  the filesystem's problems, the newest last
     refresh {path}          believe nothing below path any more
     drain                   begin to write back what waits; asked again and again it says how far that is
@@ -18,7 +19,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyfusekit.core.filesystem import Filesystem
@@ -62,13 +63,17 @@ class Commands:
 
     def status(self, request: Mapping[str, Any]) -> control.Answer:
         """Say how the mount is."""
+        details = self._told("details", lambda: json.loads(json.dumps(self.fs.details()))) or {}
+        cache = self._told("disk cache", self._cache)
+        return {**self.state, "options": self.described, **self._waiting(), "cache": cache, "details": details}
+
+    def _told(self, what: str, tell: Callable[[], Any]) -> Any:
+        """Return what the filesystem tells, or None: whoever lists the mounts wants to see one with a bug all the same."""
         try:
-            details = json.loads(json.dumps(self.fs.details()))
+            return tell()
         except Exception:
-            # Whoever lists the mounts wants to see this one all the same.
-            log.exception("the filesystem's details cannot be told")
-            details = {}
-        return {**self.state, "options": self.described, **self._waiting(), "details": details}
+            log.exception("the filesystem's %s cannot be told", what)
+            return None
 
     def errors(self, request: Mapping[str, Any]) -> control.Answer:
         """Say what went wrong; null is a filesystem that does not keep it."""
@@ -116,6 +121,11 @@ class Commands:
     def _waiting(self) -> dict[str, Any]:
         files, size = waiting_in(self.fs)
         return {"waiting": {"files": files, "bytes": size}}
+
+    def _cache(self) -> dict[str, Any] | None:
+        """Return where the disk cache is and what it may take; None without one."""
+        cache = self.fs.disk_cache()
+        return {"directory": str(cache.directory), "limit": cache.limit} if cache is not None else None
 
     def _newest(self) -> dict[str, Any] | None:
         """Return the problem that happened last."""

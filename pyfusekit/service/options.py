@@ -91,6 +91,8 @@ class Spec(NamedTuple):
     is_flag: bool
     is_secret: bool
     common: bool
+    taken: tuple[str, ...] = ()
+    """Of a common flag: the filesystem's own options, one of which may have the name of its opposite."""
 
     @property
     def kebab(self) -> str:
@@ -99,8 +101,9 @@ class Spec(NamedTuple):
 
     @property
     def opposite(self) -> str:
-        """The word that switches a flag off."""
-        return OPPOSITES.get(self.name, f"no-{self.kebab}")
+        """The word that switches a flag off: mount(8)'s, unless that is an option of the filesystem (http's rw)."""
+        word = OPPOSITES.get(self.name, "")
+        return word if word and word not in self.taken else f"no-{self.kebab}"
 
     def parse(self, text: str) -> Any:
         """Return *text* as a value; ValueError says what is wrong with it."""
@@ -184,7 +187,8 @@ def all_specs(options: type[Any]) -> tuple[Spec, ...]:
     clash = {spec.name for spec in own} & {spec.name for spec in COMMON}
     if clash:
         raise TypeError(f"{options.__name__} declares {', '.join(sorted(clash))}, which every mount has")
-    return own + COMMON
+    names = tuple(spec.name for spec in own)
+    return own + tuple(spec._replace(taken=names) if OPPOSITES.get(spec.name) in names else spec for spec in COMMON)
 
 
 def split_words(text: str) -> list[str]:

@@ -33,6 +33,7 @@ class Entry(NamedTuple):
 BUNDLED = (
     Entry("mem", "pyfusekit.fs.memfs:MemFS", "A filesystem in memory, gone when it is unmounted.", ("mem",)),
     Entry("s3", "pyfusekit.fs.s3fs:S3FS", "A bucket of Amazon S3 or of a compatible object store.", ("s3",)),
+    Entry("http", "pyfusekit.fs.httpfs:HttpFS", "A web directory or a URL, as files.", ("http", "https")),
 )
 """Equal to pyproject.toml's entry points and to the classes' own summaries, which tests/service/test_registry.py holds."""
 
@@ -65,10 +66,6 @@ def find(name: str) -> Entry:
     for entry in BUNDLED:
         if entry.name == name:
             return entry
-    scheme = name.partition("://")[0]
-    for entry in BUNDLED:
-        if "://" in name and scheme in entry.schemes:
-            raise Failure(f"{name}: the filesystem is missing", f"pyfusekit mount {entry.name} {name} MOUNTPOINT", code=USAGE)
     others, _complaints = plugins()
     for entry in others:
         if entry.name == name:
@@ -76,6 +73,32 @@ def find(name: str) -> Entry:
     names = [entry.name for entry in (*BUNDLED, *others)]
     hint = did_you_mean(name, names)
     raise Failure(f"{name}: no such filesystem{hint}", f"there are: {', '.join(names)} (pyfusekit mount --help)", code=USAGE)
+
+
+def is_url(word: str) -> bool:
+    """Say whether *word* is a URL, and not the name of a filesystem."""
+    scheme, separator, _rest = word.partition("://")
+    return bool(separator) and scheme.translate({ord(char): "x" for char in "+-."}).isalnum()
+
+
+def of_url(url: str) -> Entry:
+    """Return the filesystem that the scheme of *url* means: a bundled one's scheme, or the name of any filesystem."""
+    scheme = url.partition("://")[0].lower()
+    for entry in BUNDLED:
+        if scheme in entry.schemes:
+            return entry
+    others, _complaints = plugins()
+    for entry in (*BUNDLED, *others):
+        if entry.name == scheme:
+            return entry
+    known = [*url_schemes(), *(entry.name for entry in others)]
+    cause = f"{scheme}: no filesystem has such URLs{did_you_mean(scheme, known)}"
+    raise Failure(cause, f"a URL begins with: {', '.join(known)} (pyfusekit mount --help)", code=USAGE)
+
+
+def url_schemes() -> list[str]:
+    """Return the schemes of URLs that bundled filesystems take."""
+    return [scheme for entry in BUNDLED for scheme in entry.schemes]
 
 
 def load(entry: Entry) -> type[Filesystem]:

@@ -305,3 +305,15 @@ def test_a_filesystem_without_options_has_the_common_ones() -> None:
 
     assert options.all_specs(NoOptions) == options.COMMON
     assert isinstance(options.build(NoOptions, "x", {}), NoOptions)
+
+
+def test_a_filesystems_own_rw_is_not_the_opposite_of_ro() -> None:
+    @dataclass
+    class Writes:
+        rw: bool = option(False, help="x")
+
+    declared = options.all_specs(Writes)
+    words = {spec.name: (spec.kebab, spec.opposite) for spec in declared if spec.name in ("ro", "rw", "noexec")}
+    assert words == {"ro": ("ro", "no-ro"), "rw": ("rw", "no-rw"), "noexec": ("noexec", "exec")}
+    assert options.parse_words(declared, ["rw"]) == {"rw": Value(True, "-o")}
+    assert options.parse_words(options.COMMON, ["rw"]) == {"ro": Value(False, "-o")}

@@ -81,13 +81,43 @@ def test_an_unknown_name_is_answered_with_the_closest() -> None:
     with pytest.raises(Failure) as caught:
         registry.find("men")
     assert caught.value.cause == "men: no such filesystem; did you mean mem?"
-    assert caught.value.remedy.startswith("there are: mem, s3")
+    names = ", ".join(entry.name for entry in registry.BUNDLED)
+    assert caught.value.remedy.startswith(f"there are: {names}")
     assert caught.value.code == USAGE
     with pytest.raises(Failure, match=r"no such filesystem$"):
         registry.find("zzzzzz")
 
 
-def test_a_url_in_place_of_the_name_says_how_to_write_it() -> None:
+@pytest.mark.usefixtures("odd")
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [("s3://bucket/x", "s3"), ("S3://bucket", "s3"), ("mem://", "mem"), ("odd://x", "odd"), ("broken://", "broken")],
+)
+def test_a_url_means_the_filesystem_of_its_scheme(url: str, name: str) -> None:
+    assert registry.is_url(url)
+    assert registry.of_url(url).name == name
+
+
+def test_a_url_of_a_bundled_filesystem_is_found_without_scanning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "plugins", lambda: pytest.fail("scanned"))
+    assert registry.of_url("s3://b").name == "s3"
+
+
+def test_no_scheme_is_two_filesystems() -> None:
+    schemes = registry.url_schemes()
+    assert len(schemes) == len(set(schemes))
+    assert all(entry.name not in schemes or entry.name in entry.schemes for entry in registry.BUNDLED)
+
+
+@pytest.mark.usefixtures("odd")
+def test_an_unknown_scheme_is_answered_with_the_closest() -> None:
     with pytest.raises(Failure) as caught:
-        registry.find("s3://bucket/x")
-    assert caught.value.remedy == "pyfusekit mount s3 s3://bucket/x MOUNTPOINT"
+        registry.of_url("od://x")
+    assert caught.value.cause == "od: no filesystem has such URLs; did you mean odd?"
+    assert caught.value.remedy.startswith(f"a URL begins with: {', '.join(registry.url_schemes())}, ")
+    assert caught.value.code == USAGE
+
+
+@pytest.mark.parametrize("word", ["mem", "/a://b", "a:b", "./s3://x", "://x", "", "@work"])
+def test_what_is_no_url_is_a_name(word: str) -> None:
+    assert not registry.is_url(word)

@@ -232,6 +232,10 @@ class S3FS(Attributed):
                 await note
         return len(stale)
 
+    def disk_cache(self) -> BlockCache | None:
+        """Return the cache on disk, None without one."""
+        return self.cache
+
     def details(self) -> dict[str, Any]:
         """Return counts, and what the server does not honour."""
         return {"notes": list(self.notes), **self.tree.counts()}
