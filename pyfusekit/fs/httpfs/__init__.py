@@ -6,7 +6,7 @@ tree.py      what is known of the source, in rows     listings.py  reading direc
 resolve.py   asking about single files                pages.py     what was said, on disk
 offline.py   a host that is gone                      root.py      what the source is
 reading.py   open files (source, spool, ranges)       directory.py, opening.py, attributes.py, fs.py: the filesystem
-writing.py   WebDAV (dav, staged, honours)
+writing.py   WebDAV (dav, staged, honours)             changing.py  what the kernel changes (shown, filewriting, held)
 """
 
 from .fs import HttpFS
