@@ -105,9 +105,9 @@ class Bench:
 
     def put_many(self, bucket: str, prefix: str, count: int, size: int) -> None:
         """Put *count* small objects, as fast as the store takes them."""
-        from pyfusekit.fs.s3fs.aio import AioStore
         from pyfusekit.fs.s3fs.options import S3Options
-        from pyfusekit.fs.s3fs.store import Attributes, Bytes
+        from pyfusekit.fs.s3fs.remote.aio import AioStore
+        from pyfusekit.fs.s3fs.remote.store import Attributes, Bytes
 
         async def work() -> None:
             store = AioStore(bucket, S3Options(endpoint_url=self.store.url, region="us-east-1"))  # type: ignore[arg-type]

@@ -22,8 +22,8 @@ from pyfusekit import cli
 from pyfusekit.cache import inventory
 from pyfusekit.core import Problem
 from pyfusekit.core.mountinfo import MountInfo
-from pyfusekit.fs.httpfs import words as http_words
-from pyfusekit.fs.s3fs import errors as s3_errors
+from pyfusekit.fs.httpfs.client import words as http_words
+from pyfusekit.fs.s3fs.remote import errors as s3_errors
 from pyfusekit.service import caches, commands, ending, exits, mounts, options, registry, unmounting, warming
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -17,11 +17,11 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from pyfusekit.core import Url
-from pyfusekit.fs.s3fs.aio import AioStore
-from pyfusekit.fs.s3fs.client import Client
-from pyfusekit.fs.s3fs.errors import StoreError
 from pyfusekit.fs.s3fs.options import S3Options
-from pyfusekit.fs.s3fs.store import Object
+from pyfusekit.fs.s3fs.remote.aio import AioStore
+from pyfusekit.fs.s3fs.remote.client import Client
+from pyfusekit.fs.s3fs.remote.errors import StoreError
+from pyfusekit.fs.s3fs.remote.store import Object
 
 
 @functools.cache

@@ -14,12 +14,12 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
-from pyfusekit.fs.s3fs.journal import Journal
-from pyfusekit.fs.s3fs.publish import Publisher
-from pyfusekit.fs.s3fs.rename import rename_tree
-from pyfusekit.fs.s3fs.scratch import Scratch
-from pyfusekit.fs.s3fs.store import Attributes, Bytes, Features
-from pyfusekit.fs.s3fs.writeback import WriteBack
+from pyfusekit.fs.s3fs.deferred.journal import Journal
+from pyfusekit.fs.s3fs.deferred.rename import rename_tree
+from pyfusekit.fs.s3fs.deferred.writeback import WriteBack
+from pyfusekit.fs.s3fs.remote.store import Attributes, Bytes, Features
+from pyfusekit.fs.s3fs.writing.publish import Publisher
+from pyfusekit.fs.s3fs.writing.scratch import Scratch
 
 SIZES = (0, 10, 4000, 70_000, 400_000, 1_500_000)
 

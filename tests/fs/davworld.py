@@ -18,11 +18,11 @@ from urllib.parse import quote, unquote, urlsplit
 
 from aiohttp import web as aiohttp_web
 
+from pyfusekit.fs.httpfs.client.web import Web
 from pyfusekit.fs.httpfs.options import HttpOptions
-from pyfusekit.fs.httpfs.staged import Staged
 from pyfusekit.fs.httpfs.values import Resource
-from pyfusekit.fs.httpfs.web import Web
-from pyfusekit.fs.httpfs.writing import Writer
+from pyfusekit.fs.httpfs.webdav.staged import Staged
+from pyfusekit.fs.httpfs.webdav.writing import Writer
 
 
 @dataclass

@@ -14,8 +14,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pyfusekit.fs.s3fs.errors import StoreError
-from pyfusekit.fs.s3fs.store import (
+from pyfusekit.fs.s3fs.remote.errors import StoreError
+from pyfusekit.fs.s3fs.remote.store import (
     ANYWAY,
     KEY_MAX,
     MAX_PART,

@@ -13,9 +13,9 @@ from hostile import HostileServer
 
 from pyfusekit.cache import BlockCache, Budget
 from pyfusekit.core import Duration, Size
+from pyfusekit.fs.httpfs.client.web import Web
+from pyfusekit.fs.httpfs.contents.reading import Files, OpenFile
 from pyfusekit.fs.httpfs.options import HttpOptions
-from pyfusekit.fs.httpfs.reading import Files, OpenFile
-from pyfusekit.fs.httpfs.web import Web
 
 MIB = 1 << 20
 

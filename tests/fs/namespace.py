@@ -10,10 +10,10 @@ import pytest
 from fakestore import FakeStore
 
 from pyfusekit.core import Attr, DirEntry
-from pyfusekit.fs.s3fs import beliefs, lookup, overlay, tree, walk
-from pyfusekit.fs.s3fs.lookup import Finder
-from pyfusekit.fs.s3fs.tree import UNKNOWN, Node, Tree
-from pyfusekit.fs.s3fs.walk import Walk
+from pyfusekit.fs.s3fs.naming import beliefs, lookup, overlay, tree, walk
+from pyfusekit.fs.s3fs.naming.lookup import Finder
+from pyfusekit.fs.s3fs.naming.tree import UNKNOWN, Node, Tree
+from pyfusekit.fs.s3fs.naming.walk import Walk
 
 
 class Clock:

@@ -27,27 +27,14 @@ from namespace import Clock
 from s3user import Fd, User
 
 from pyfusekit.core import abi
-from pyfusekit.fs.s3fs import (
-    S3FS,
-    S3Options,
-    conflicts,
-    feeding,
-    files,
-    index,
-    journal,
-    learn,
-    plan,
-    publish,
-    reader,
-    recovery,
-    staging,
-    state,
-    streams,
-    uploading,
-)
-from pyfusekit.fs.s3fs.copying import head_or_none
-from pyfusekit.fs.s3fs.errors import StoreError
-from pyfusekit.fs.s3fs.store import Attributes, Features, Head, Object, Page, Store
+from pyfusekit.fs.s3fs import S3FS, S3Options, files, reader, state
+from pyfusekit.fs.s3fs.deferred import journal, recovery, uploading
+from pyfusekit.fs.s3fs.metadata import index
+from pyfusekit.fs.s3fs.naming import learn
+from pyfusekit.fs.s3fs.remote.errors import StoreError
+from pyfusekit.fs.s3fs.remote.store import Attributes, Features, Head, Object, Page, Store
+from pyfusekit.fs.s3fs.writing import conflicts, feeding, plan, publish, staging, streams
+from pyfusekit.fs.s3fs.writing.copying import head_or_none
 from pyfusekit.testing.kernel import FakeKernel
 
 T = TypeVar("T")

@@ -18,13 +18,13 @@ from aiohttp import web as server
 from weborigin import Authority, Origin, origin, proxy, raw
 
 from pyfusekit.core import MountError, Secret, Url
-from pyfusekit.fs.httpfs import access
-from pyfusekit.fs.httpfs.access import TokenCommand, parse_headers
+from pyfusekit.fs.httpfs.client import access
+from pyfusekit.fs.httpfs.client.access import TokenCommand, parse_headers
+from pyfusekit.fs.httpfs.client.trust import Proxies
+from pyfusekit.fs.httpfs.client.urls import User, basic, origin_of
+from pyfusekit.fs.httpfs.client.web import Web, unreachable
 from pyfusekit.fs.httpfs.options import HttpOptions
-from pyfusekit.fs.httpfs.trust import Proxies
-from pyfusekit.fs.httpfs.urls import User, basic, origin_of
 from pyfusekit.fs.httpfs.values import HttpError
-from pyfusekit.fs.httpfs.web import Web, unreachable
 
 IN_TIME = 20.0
 ALICE = basic(User("alice", "open sesame"))

@@ -20,8 +20,8 @@ from webservers import Apache, Lighttpd, Nginx, Server
 from pyfusekit.core import CONFLICT
 from pyfusekit.fs.httpfs import held
 from pyfusekit.fs.httpfs.held import Time, Times
-from pyfusekit.fs.httpfs.staged import Staged
 from pyfusekit.fs.httpfs.values import Entry, HttpError
+from pyfusekit.fs.httpfs.webdav.staged import Staged
 from pyfusekit.testing.contract.base import fails_with
 
 SERVERS: dict[str, type[Apache] | type[Nginx] | type[Lighttpd]] = {"apache": Apache, "nginx": Nginx, "lighttpd": Lighttpd}
@@ -598,7 +598,7 @@ async def test_nothing_that_may_change_is_left_when_published(fake: tuple[FakeDa
 async def test_what_a_killed_mount_left_is_kept_and_named(tmp_path: Path) -> None:
     code = """
 import os, sys
-from pyfusekit.fs.httpfs.staged import StagingDir
+from pyfusekit.fs.httpfs.webdav.staged import StagingDir
 from pyfusekit.fs.httpfs.values import Resource
 store = StagingDir(sys.argv[1] + "/http", sys.argv[2])
 mine = store.stage(sys.argv[2] + "dir/unsaved.txt", None)

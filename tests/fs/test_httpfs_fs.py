@@ -15,8 +15,10 @@ import pytest
 from httpworld import OLD, World, eventually, filesystem, fs_of, mounted, read_again
 
 from pyfusekit.core import MountError
-from pyfusekit.fs.httpfs import HttpFS, listings, offline
-from pyfusekit.fs.httpfs import tree as tree_module
+from pyfusekit.fs.httpfs import HttpFS
+from pyfusekit.fs.httpfs.client import offline
+from pyfusekit.fs.httpfs.naming import listings
+from pyfusekit.fs.httpfs.naming import tree as tree_module
 from pyfusekit.testing.contract.base import fails_with, pattern
 
 

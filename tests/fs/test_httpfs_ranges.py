@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pyfusekit.fs.httpfs.ranges import HEAD_LIMIT, Multipart, Span, asked, boundary_of, content_range, unsatisfied
-from pyfusekit.fs.httpfs.resource import (
+from pyfusekit.fs.httpfs.contents.ranges import HEAD_LIMIT, Multipart, Span, asked, boundary_of, content_range, unsatisfied
+from pyfusekit.fs.httpfs.contents.resource import (
     cache_key,
     describe,
     encoded,

@@ -17,7 +17,7 @@ from httpreading import MIB, Reading, content, errno_name, read
 
 from pyfusekit.cache import BLOCK
 from pyfusekit.core import Size
-from pyfusekit.fs.httpfs.reading import OpenFile
+from pyfusekit.fs.httpfs.contents.reading import OpenFile
 
 
 @pytest.fixture(scope="module")

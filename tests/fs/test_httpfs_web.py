@@ -16,10 +16,10 @@ import pytest
 from aiohttp import web as server
 from weborigin import origin, raw
 
-from pyfusekit.fs.httpfs import pacing
+from pyfusekit.fs.httpfs.client import pacing
+from pyfusekit.fs.httpfs.client.web import Web, unreachable
 from pyfusekit.fs.httpfs.options import HttpOptions
 from pyfusekit.fs.httpfs.values import HttpError
-from pyfusekit.fs.httpfs.web import Web, unreachable
 
 IN_TIME = 20.0
 """A guard against hanging, not a measure."""

@@ -21,11 +21,11 @@ import pytest
 from crashchild import content, options
 from fakestore import FakeStore
 
-from pyfusekit.fs.s3fs.journal import Journal
-from pyfusekit.fs.s3fs.publish import Publisher
-from pyfusekit.fs.s3fs.scratch import Scratch
-from pyfusekit.fs.s3fs.store import Object
-from pyfusekit.fs.s3fs.writeback import WriteBack
+from pyfusekit.fs.s3fs.deferred.journal import Journal
+from pyfusekit.fs.s3fs.deferred.writeback import WriteBack
+from pyfusekit.fs.s3fs.remote.store import Object
+from pyfusekit.fs.s3fs.writing.publish import Publisher
+from pyfusekit.fs.s3fs.writing.scratch import Scratch
 
 CHILD = str(Path(__file__).with_name("crashchild.py"))
 

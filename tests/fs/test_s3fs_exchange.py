@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pyfusekit.fs.s3fs import exchange
-from pyfusekit.fs.s3fs.exchange import Connections, Lost, Reply, Sink, Unreachable
+from pyfusekit.fs.s3fs.remote import exchange
+from pyfusekit.fs.s3fs.remote.exchange import Connections, Lost, Reply, Sink, Unreachable
 
 REQUEST = b"GET /k HTTP/1.1\r\nhost: x\r\n\r\n"
 PLAIN = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: "e1"\r\n\r\nhello'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyfusekit.fs.s3fs.extents import Extents
+from pyfusekit.fs.s3fs.writing.extents import Extents
 
 SPACE = 48
 ranges = st.tuples(st.integers(0, SPACE), st.integers(0, SPACE)).map(lambda pair: (min(pair), max(pair)))

@@ -9,8 +9,8 @@ import hashlib
 import pytest
 from fakestore import FakeStore, Fault, busy, denied, lost, slow_down
 
-from pyfusekit.fs.s3fs.errors import StoreError
-from pyfusekit.fs.s3fs.store import ABSENT, Attributes, Bytes, Condition, Features, Object, Store
+from pyfusekit.fs.s3fs.remote.errors import StoreError
+from pyfusekit.fs.s3fs.remote.store import ABSENT, Attributes, Bytes, Condition, Features, Object, Store
 
 PLAIN = Attributes()
 

@@ -15,11 +15,11 @@ from fakestore import FakeStore, Fault, denied, failed_condition, lost, slow_dow
 from s3user import ME, MIB, Fd, User, eventually, refusal, using
 
 from pyfusekit.core import FOPEN_KEEP_CACHE, abi
-from pyfusekit.fs.s3fs import conflicts, feeding, publish
 from pyfusekit.fs.s3fs import files as files_module
-from pyfusekit.fs.s3fs.errors import StoreError
 from pyfusekit.fs.s3fs.reader import IN_ORDER
-from pyfusekit.fs.s3fs.store import Condition
+from pyfusekit.fs.s3fs.remote.errors import StoreError
+from pyfusekit.fs.s3fs.remote.store import Condition
+from pyfusekit.fs.s3fs.writing import conflicts, feeding, publish
 
 NEW = os.O_WRONLY | os.O_CREAT
 PART = 5 * MIB

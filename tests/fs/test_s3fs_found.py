@@ -15,7 +15,7 @@ from namespace import Clock
 from s3user import MIB, User, eventually, refusal, using
 
 from pyfusekit.fs.s3fs import S3FS, S3Options
-from pyfusekit.fs.s3fs.conflicts import kept
+from pyfusekit.fs.s3fs.writing.conflicts import kept
 from pyfusekit.testing.kernel import FakeKernel
 
 GRACE = 6.0

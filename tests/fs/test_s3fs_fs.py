@@ -15,10 +15,10 @@ from s3user import User, eventually, refusal, using
 
 from pyfusekit.core import MountError, abi
 from pyfusekit.fs.s3fs import S3FS, S3Options
-from pyfusekit.fs.s3fs import probe as probe_module
-from pyfusekit.fs.s3fs.errors import BY_CODE, BY_STATUS, StoreError, row_of
 from pyfusekit.fs.s3fs.options import parse_source
-from pyfusekit.fs.s3fs.store import Attributes, Features, Object
+from pyfusekit.fs.s3fs.remote import probe as probe_module
+from pyfusekit.fs.s3fs.remote.errors import BY_CODE, BY_STATUS, StoreError, row_of
+from pyfusekit.fs.s3fs.remote.store import Attributes, Features, Object
 from pyfusekit.testing.kernel import FakeKernel
 
 NEW = os.O_WRONLY | os.O_CREAT

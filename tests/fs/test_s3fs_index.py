@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from pyfusekit.fs.s3fs.index import Entry, Index
-from pyfusekit.fs.s3fs.store import Head, Object
+from pyfusekit.fs.s3fs.metadata.index import Entry, Index
+from pyfusekit.fs.s3fs.remote.store import Head, Object
 
 SECOND = 10**9
 METADATA = {"mode": "33188", "foreign": "é"}
@@ -148,8 +148,8 @@ async def test_pages_larger_than_a_statement_are_found_whole(index: Index) -> No
 async def test_writes_itself_after_a_moment_or_when_there_is_much(
     path: str, index: Index, monkeypatch: pytest.MonkeyPatch, delay: float, many: int
 ) -> None:
-    monkeypatch.setattr("pyfusekit.fs.s3fs.index._DELAY_S", delay)
-    monkeypatch.setattr("pyfusekit.fs.s3fs.index._MANY", many)
+    monkeypatch.setattr("pyfusekit.fs.s3fs.metadata.index._DELAY_S", delay)
+    monkeypatch.setattr("pyfusekit.fs.s3fs.metadata.index._MANY", many)
     written = asyncio.Event()
     write = index._write
     loop = asyncio.get_running_loop()
@@ -339,8 +339,8 @@ async def test_nothing_is_done_before_open_and_after_close(path: str) -> None:
 
 _KILLED = """
 import asyncio, sys
-from pyfusekit.fs.s3fs.index import Index
-from pyfusekit.fs.s3fs.store import Object
+from pyfusekit.fs.s3fs.metadata.index import Index
+from pyfusekit.fs.s3fs.remote.store import Object
 
 async def main():
     index = Index(sys.argv[1])

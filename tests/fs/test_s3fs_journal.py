@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from pyfusekit.fs.s3fs import journal as journal_module
-from pyfusekit.fs.s3fs import recordlog
-from pyfusekit.fs.s3fs.journal import Journal, Record, home_of
-from pyfusekit.fs.s3fs.store import Upload
+from pyfusekit.fs.s3fs.deferred import journal as journal_module
+from pyfusekit.fs.s3fs.deferred import recordlog
+from pyfusekit.fs.s3fs.deferred.journal import Journal, Record, home_of
+from pyfusekit.fs.s3fs.remote.store import Upload
 
 
 @pytest.fixture
@@ -355,7 +355,7 @@ def test_a_source_has_one_home_and_other_sources_have_others(monkeypatch: pytest
 CHILD = """
 import asyncio, os, random, sys, tempfile
 from pyfusekit.fs.s3fs import recordlog
-from pyfusekit.fs.s3fs.journal import Journal
+from pyfusekit.fs.s3fs.deferred.journal import Journal
 recordlog.SEGMENT = 3_000_000
 
 def write(line):

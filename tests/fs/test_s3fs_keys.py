@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from namespace import Namespace
 
-from pyfusekit.fs.s3fs.keys import (
+from pyfusekit.fs.s3fs.naming.keys import (
     BESIDE,
     HEAD_MAX,
     MARK,
@@ -27,8 +27,8 @@ from pyfusekit.fs.s3fs.keys import (
     splits,
     unescape,
 )
-from pyfusekit.fs.s3fs.store import KEY_MAX
-from pyfusekit.fs.s3fs.tree import Node
+from pyfusekit.fs.s3fs.naming.tree import Node
+from pyfusekit.fs.s3fs.remote.store import KEY_MAX
 
 PIECES = st.sampled_from(
     [

@@ -12,7 +12,7 @@ from fakestore import FakeStore, Fault, denied
 from s3user import User, eventually, refusal, using
 
 from pyfusekit.core import abi
-from pyfusekit.fs.s3fs import learn
+from pyfusekit.fs.s3fs.naming import learn
 
 MODE = {"mode": str(stat.S_IFREG | 0o640), "uid": "5", "gid": "6", "mtime": "1500000000.5"}
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyfusekit.fs.s3fs import listing
-from pyfusekit.fs.s3fs.listing import Life, Listing, Memory, Row, Span, clean
-from pyfusekit.fs.s3fs.store import Object, Page
+from pyfusekit.fs.s3fs.naming import listing
+from pyfusekit.fs.s3fs.naming.listing import Life, Listing, Memory, Row, Span, clean
+from pyfusekit.fs.s3fs.remote.store import Object, Page
 
 
 def obj(key: str, size: int = 1) -> Object:

@@ -11,7 +11,7 @@ import pytest
 from fakestore import FakeStore, Fault, denied
 from namespace import Clock, Namespace
 
-from pyfusekit.fs.s3fs.tree import UNKNOWN
+from pyfusekit.fs.s3fs.naming.tree import UNKNOWN
 
 
 @pytest.fixture

@@ -36,8 +36,8 @@ from s3user import Fd
 from s3world import SHM, TTL, AtOnce, History, Inode, Mount, Opened, Tracebacks, Watched, small_world
 from seaweed import SeaweedServer
 
-from pyfusekit.fs.s3fs.aio import AioStore
-from pyfusekit.fs.s3fs.overlay import GRACE_S
+from pyfusekit.fs.s3fs.naming.overlay import GRACE_S
+from pyfusekit.fs.s3fs.remote.aio import AioStore
 
 EXAMPLES = oracle.examples(90)
 STEPS = 40

@@ -13,8 +13,9 @@ import pytest
 from fakestore import FakeStore, Fault, denied
 
 from pyfusekit.core import Attr, Opened, Request, SetAttr, Size
-from pyfusekit.fs.s3fs import S3FS, S3Options, nodes
-from pyfusekit.fs.s3fs.errors import StoreError
+from pyfusekit.fs.s3fs import S3FS, S3Options
+from pyfusekit.fs.s3fs.naming import nodes
+from pyfusekit.fs.s3fs.remote.errors import StoreError
 
 ME = Request(2, 0, 0, 4711)
 ROOT = 1

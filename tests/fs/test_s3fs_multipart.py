@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from badserver import BadServer, clean_environment, error, error_body, plain, store_on
 
-from pyfusekit.fs.s3fs.errors import StoreError
-from pyfusekit.fs.s3fs.store import Attributes, Bytes, Condition, Object, Part, Upload
+from pyfusekit.fs.s3fs.remote.errors import StoreError
+from pyfusekit.fs.s3fs.remote.store import Attributes, Bytes, Condition, Object, Part, Upload
 
 NOTHING = Attributes()
 BEGUN = plain(200, b"<InitiateMultipartUploadResult><UploadId>a/b &amp; c</UploadId></InitiateMultipartUploadResult>")

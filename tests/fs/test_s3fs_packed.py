@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyfusekit.fs.s3fs.packed import Packed
-from pyfusekit.fs.s3fs.store import Object
+from pyfusekit.fs.s3fs.naming.packed import Packed
+from pyfusekit.fs.s3fs.remote.store import Object
 
 MD5 = "d41d8cd98f00b204e9800998ecf8427e"
 ETAGS = st.sampled_from([MD5, MD5.upper(), f"{MD5}-12", "", "x" * 32, MD5[:-1], f"{MD5[:30]} 7", MD5 * 2])

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyfusekit.fs.s3fs.plan import CopyPart, Put, PutPart, part_bytes, plan, put_limit
-from pyfusekit.fs.s3fs.store import MAX_OBJECT, MAX_PART, MAX_PARTS, MIN_PART
+from pyfusekit.fs.s3fs.remote.store import MAX_OBJECT, MAX_PART, MAX_PARTS, MIN_PART
+from pyfusekit.fs.s3fs.writing.plan import CopyPart, Put, PutPart, part_bytes, plan, put_limit
 
 MIB = 1 << 20
 GIB = 1 << 30

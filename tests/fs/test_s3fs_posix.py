@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pyfusekit.core import Attr
-from pyfusekit.fs.s3fs.posix import (
+from pyfusekit.fs.s3fs.metadata.posix import (
     METADATA_MAX,
     NOTHING,
     TXN,
@@ -26,7 +26,7 @@ from pyfusekit.fs.s3fs.posix import (
     keeps,
     shown,
 )
-from pyfusekit.fs.s3fs.store import Head, Object
+from pyfusekit.fs.s3fs.remote.store import Head, Object
 
 SECOND = 10**9
 
@@ -319,7 +319,7 @@ def test_content_type_follows_from_the_extension(key: str, mode: int | None, typ
 def test_system_files_do_not_change_content_types(monkeypatch: pytest.MonkeyPatch) -> None:
     import mimetypes
 
-    from pyfusekit.fs.s3fs import posix
+    from pyfusekit.fs.s3fs.metadata import posix
 
     posix._types.cache_clear()
     monkeypatch.setattr(mimetypes, "types_map", mimetypes.types_map | {".txt": "text/odd"})

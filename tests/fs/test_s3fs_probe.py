@@ -16,12 +16,12 @@ from s3server import S3Server
 from seaweed import SeaweedServer
 
 from pyfusekit.core import Duration, MountError, Secret
-from pyfusekit.fs.s3fs import probe as module
-from pyfusekit.fs.s3fs.aio import AioStore
-from pyfusekit.fs.s3fs.calls import ATTEMPTS
 from pyfusekit.fs.s3fs.options import S3Options, Source
-from pyfusekit.fs.s3fs.probe import LACKING, WEAKENED, features, open_store, probe, weakened
-from pyfusekit.fs.s3fs.store import Attributes, Bytes, Features
+from pyfusekit.fs.s3fs.remote import probe as module
+from pyfusekit.fs.s3fs.remote.aio import AioStore
+from pyfusekit.fs.s3fs.remote.calls import ATTEMPTS
+from pyfusekit.fs.s3fs.remote.probe import LACKING, WEAKENED, features, open_store, probe, weakened
+from pyfusekit.fs.s3fs.remote.store import Attributes, Bytes, Features
 
 SOURCE = Source("bucket", "")
 

@@ -13,13 +13,13 @@ import fakestore
 import pytest
 from fakestore import FakeStore, Fault
 
-from pyfusekit.fs.s3fs import conflicts, feeding, plan, publish
-from pyfusekit.fs.s3fs.errors import StoreError
-from pyfusekit.fs.s3fs.feeding import BACKLOG, TXN
-from pyfusekit.fs.s3fs.publish import Publisher
-from pyfusekit.fs.s3fs.scratch import Scratch
-from pyfusekit.fs.s3fs.staging import Staged
-from pyfusekit.fs.s3fs.store import Attributes, Features, Object, Upload
+from pyfusekit.fs.s3fs.remote.errors import StoreError
+from pyfusekit.fs.s3fs.remote.store import Attributes, Features, Object, Upload
+from pyfusekit.fs.s3fs.writing import conflicts, feeding, plan, publish
+from pyfusekit.fs.s3fs.writing.feeding import BACKLOG, TXN
+from pyfusekit.fs.s3fs.writing.publish import Publisher
+from pyfusekit.fs.s3fs.writing.scratch import Scratch
+from pyfusekit.fs.s3fs.writing.staging import Staged
 
 MIB = 1 << 20
 KEY = "dir/key"

@@ -22,11 +22,11 @@ from fakestore import FakeStore, Fault
 from hypothesis import Phase, event, example, given, settings
 from hypothesis import strategies as st
 
-from pyfusekit.fs.s3fs import feeding, plan, publish, staging, streams
-from pyfusekit.fs.s3fs.publish import Publisher
-from pyfusekit.fs.s3fs.scratch import Scratch
-from pyfusekit.fs.s3fs.staging import Base, Local, Staged
-from pyfusekit.fs.s3fs.store import Attributes, Features
+from pyfusekit.fs.s3fs.remote.store import Attributes, Features
+from pyfusekit.fs.s3fs.writing import feeding, plan, publish, staging, streams
+from pyfusekit.fs.s3fs.writing.publish import Publisher
+from pyfusekit.fs.s3fs.writing.scratch import Scratch
+from pyfusekit.fs.s3fs.writing.staging import Base, Local, Staged
 
 MIN = 8
 KEY = "dir/key"

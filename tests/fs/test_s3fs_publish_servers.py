@@ -13,13 +13,13 @@ from badserver import clean_environment, store_on
 from faultproxy import Fault, FaultProxy
 from s3server import S3Server
 
-from pyfusekit.fs.s3fs import probe
-from pyfusekit.fs.s3fs.aio import AioStore
-from pyfusekit.fs.s3fs.errors import StoreError
 from pyfusekit.fs.s3fs.options import Source
-from pyfusekit.fs.s3fs.publish import Publisher
-from pyfusekit.fs.s3fs.scratch import Scratch
-from pyfusekit.fs.s3fs.store import Attributes, Object
+from pyfusekit.fs.s3fs.remote import probe
+from pyfusekit.fs.s3fs.remote.aio import AioStore
+from pyfusekit.fs.s3fs.remote.errors import StoreError
+from pyfusekit.fs.s3fs.remote.store import Attributes, Object
+from pyfusekit.fs.s3fs.writing.publish import Publisher
+from pyfusekit.fs.s3fs.writing.scratch import Scratch
 
 MIB = 1 << 20
 MODE = Attributes({"mode": "420"}, {"content-type": "text/plain"})

@@ -15,7 +15,7 @@ from fakestore import FakeStore, slow_down
 
 from pyfusekit.cache import BLOCK, BlockCache, Budget, Entry
 from pyfusekit.fs.s3fs.reader import AHEAD, IN_ORDER, Neighbours, Reader
-from pyfusekit.fs.s3fs.store import Object
+from pyfusekit.fs.s3fs.remote.store import Object
 
 MIB = 1 << 20
 DATA = random.Random(1).randbytes(9 * MIB + 5)

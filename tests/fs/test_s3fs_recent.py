@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyfusekit.fs.s3fs.recent import LARGEST, Recent
+from pyfusekit.fs.s3fs.writing.recent import LARGEST, Recent
 
 
 def test_bytes_are_found_for_their_version_alone() -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from fakestore import FakeStore, Fault, busy, denied, lost
 
-from pyfusekit.fs.s3fs import copying, rename
-from pyfusekit.fs.s3fs.copying import copy_object, delete_exactly
-from pyfusekit.fs.s3fs.journal import Journal
-from pyfusekit.fs.s3fs.rename import rename_file, rename_tree, resume
-from pyfusekit.fs.s3fs.store import ABSENT, ANYWAY, Attributes, Condition, Features, Object
+from pyfusekit.fs.s3fs.deferred import rename
+from pyfusekit.fs.s3fs.deferred.journal import Journal
+from pyfusekit.fs.s3fs.deferred.rename import rename_file, rename_tree, resume
+from pyfusekit.fs.s3fs.remote.store import ABSENT, ANYWAY, Attributes, Condition, Features, Object
+from pyfusekit.fs.s3fs.writing import copying
+from pyfusekit.fs.s3fs.writing.copying import copy_object, delete_exactly
 
 
 @pytest.fixture

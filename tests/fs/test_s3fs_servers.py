@@ -14,9 +14,21 @@ from s3server import S3Server
 from seaweed import ACCESS, SeaweedServer
 
 from pyfusekit.core import Url
-from pyfusekit.fs.s3fs.aio import AioStore
 from pyfusekit.fs.s3fs.options import S3Options
-from pyfusekit.fs.s3fs.store import ABSENT, MIN_PART, Attributes, Bytes, Condition, Features, Head, Object, Page, Part, Store
+from pyfusekit.fs.s3fs.remote.aio import AioStore
+from pyfusekit.fs.s3fs.remote.store import (
+    ABSENT,
+    MIN_PART,
+    Attributes,
+    Bytes,
+    Condition,
+    Features,
+    Head,
+    Object,
+    Page,
+    Part,
+    Store,
+)
 
 PLAIN = Attributes()
 FULL = Attributes({"mode": "33188", "mtime": "1.5"}, {"content-type": "text/x-test", "cache-control": "no-cache"})

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyfusekit.fs.s3fs import sparse, staging
-from pyfusekit.fs.s3fs.scratch import Scratch
-from pyfusekit.fs.s3fs.staging import Base, Local, Staged, Zero
-from pyfusekit.fs.s3fs.store import MAX_OBJECT, Object
+from pyfusekit.fs.s3fs.remote.store import MAX_OBJECT, Object
+from pyfusekit.fs.s3fs.writing import sparse, staging
+from pyfusekit.fs.s3fs.writing.scratch import Scratch
+from pyfusekit.fs.s3fs.writing.staging import Base, Local, Staged, Zero
 
 SPACE = 64
 BASE = bytes(range(1, 41))

@@ -15,9 +15,9 @@ from badserver import clean_environment, read, refused, store_on
 from s3server import S3Server
 from seaweed import SeaweedServer
 
-from pyfusekit.fs.s3fs.aio import AioStore
-from pyfusekit.fs.s3fs.errors import StoreError
-from pyfusekit.fs.s3fs.store import ABSENT, MIN_PART, Attributes, Bytes, Condition, Object
+from pyfusekit.fs.s3fs.remote.aio import AioStore
+from pyfusekit.fs.s3fs.remote.errors import StoreError
+from pyfusekit.fs.s3fs.remote.store import ABSENT, MIN_PART, Attributes, Bytes, Condition, Object
 
 MIB = 1 << 20
 NOTHING = Attributes()

@@ -28,11 +28,11 @@ from badserver import (
 )
 
 from pyfusekit.core import Duration, Secret
-from pyfusekit.fs.s3fs.aio import AioStore
-from pyfusekit.fs.s3fs.answers import crc32_header
-from pyfusekit.fs.s3fs.errors import StoreError
 from pyfusekit.fs.s3fs.options import S3Options
-from pyfusekit.fs.s3fs.store import ABSENT, Attributes, Bytes, Condition, Object, Part, Upload
+from pyfusekit.fs.s3fs.remote.aio import AioStore
+from pyfusekit.fs.s3fs.remote.answers import crc32_header
+from pyfusekit.fs.s3fs.remote.errors import StoreError
+from pyfusekit.fs.s3fs.remote.store import ABSENT, Attributes, Bytes, Condition, Object, Part, Upload
 
 MIB = 1 << 20
 NOTHING = Attributes()

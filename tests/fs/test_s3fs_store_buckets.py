@@ -10,9 +10,9 @@ import pytest
 from badserver import BadServer, clean_environment, error, options, plain, read
 from s3server import S3Server
 
-from pyfusekit.fs.s3fs.buckets import AllBuckets
-from pyfusekit.fs.s3fs.errors import StoreError
-from pyfusekit.fs.s3fs.store import ABSENT, Attributes, Bytes, Object
+from pyfusekit.fs.s3fs.remote.buckets import AllBuckets
+from pyfusekit.fs.s3fs.remote.errors import StoreError
+from pyfusekit.fs.s3fs.remote.store import ABSENT, Attributes, Bytes, Object
 
 NOTHING = Attributes()
 

@@ -15,12 +15,12 @@ import pytest
 from badserver import BadServer, DeafServer, clean_environment, error, error_body, hang_up, plain, store_on, written
 
 from pyfusekit.core import Duration, Url
-from pyfusekit.fs.s3fs import sigv4
-from pyfusekit.fs.s3fs.client import Client
-from pyfusekit.fs.s3fs.errors import StoreError
 from pyfusekit.fs.s3fs.options import S3Options
-from pyfusekit.fs.s3fs.store import Attributes, Bytes, Object
-from pyfusekit.fs.s3fs.thin import Target
+from pyfusekit.fs.s3fs.remote import sigv4
+from pyfusekit.fs.s3fs.remote.client import Client
+from pyfusekit.fs.s3fs.remote.errors import StoreError
+from pyfusekit.fs.s3fs.remote.store import Attributes, Bytes, Object
+from pyfusekit.fs.s3fs.remote.thin import Target
 
 MIB = 1 << 20
 NOTHING = Attributes()

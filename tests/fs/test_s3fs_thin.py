@@ -16,14 +16,14 @@ from badserver import clean_environment, options
 
 from pyfusekit.cache import Pacer
 from pyfusekit.core import Secret
-from pyfusekit.fs.s3fs import answers, extras, sigv4, xmlpages
-from pyfusekit.fs.s3fs.calls import Calls
-from pyfusekit.fs.s3fs.client import BodyFile
-from pyfusekit.fs.s3fs.errors import StoreError
-from pyfusekit.fs.s3fs.exchange import Connections
 from pyfusekit.fs.s3fs.options import S3Options
-from pyfusekit.fs.s3fs.store import ABSENT, Attributes, Bytes, Condition, Object
-from pyfusekit.fs.s3fs.thin import Target, Thin
+from pyfusekit.fs.s3fs.remote import answers, extras, sigv4, xmlpages
+from pyfusekit.fs.s3fs.remote.calls import Calls
+from pyfusekit.fs.s3fs.remote.client import BodyFile
+from pyfusekit.fs.s3fs.remote.errors import StoreError
+from pyfusekit.fs.s3fs.remote.exchange import Connections
+from pyfusekit.fs.s3fs.remote.store import ABSENT, Attributes, Bytes, Condition, Object
+from pyfusekit.fs.s3fs.remote.thin import Target, Thin
 
 MIB = 1 << 20
 NOTHING = Attributes()

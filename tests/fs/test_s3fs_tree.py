@@ -13,11 +13,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from namespace import Clock, Namespace
 
-from pyfusekit.fs.s3fs import beliefs, lookup, overlay, tree, walk
-from pyfusekit.fs.s3fs.nodes import Node, ident, pack, unpack
-from pyfusekit.fs.s3fs.overlay import GRACE_S
-from pyfusekit.fs.s3fs.store import Object, Page
-from pyfusekit.fs.s3fs.tree import UNKNOWN, Tree
+from pyfusekit.fs.s3fs.naming import beliefs, lookup, overlay, tree, walk
+from pyfusekit.fs.s3fs.naming.nodes import Node, ident, pack, unpack
+from pyfusekit.fs.s3fs.naming.overlay import GRACE_S
+from pyfusekit.fs.s3fs.naming.tree import UNKNOWN, Tree
+from pyfusekit.fs.s3fs.remote.store import Object, Page
 
 MD5 = "0123456789abcdef0123456789abcdef"
 
@@ -80,7 +80,7 @@ def test_file_and_directory_of_the_same_key_are_two_nodes() -> None:
 
 
 def test_keys_with_the_same_number_are_two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyfusekit.fs.s3fs import nodes
+    from pyfusekit.fs.s3fs.naming import nodes
 
     real = nodes.number_of
     monkeypatch.setattr(nodes, "number_of", lambda name: 77 if "\0" not in name else real(name))

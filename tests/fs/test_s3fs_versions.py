@@ -14,9 +14,9 @@ from fakestore import FakeStore
 from s3server import ACCESS, S3Server
 
 from pyfusekit.core import ROOT_ID, Attr, DirEntry
-from pyfusekit.fs.s3fs.keys import MARK
-from pyfusekit.fs.s3fs.store import Object, Store, Version, Versions
-from pyfusekit.fs.s3fs.versions import FIRST_INO, VersionView, owns
+from pyfusekit.fs.s3fs.naming.keys import MARK
+from pyfusekit.fs.s3fs.naming.versions import FIRST_INO, VersionView, owns
+from pyfusekit.fs.s3fs.remote.store import Object, Store, Version, Versions
 
 
 class Whole:
@@ -366,7 +366,7 @@ async def test_two_keys_with_one_number_get_different_ones(view: VersionView, mo
         def digest(self) -> bytes:
             return self.salts.to_bytes(8, "little")
 
-    monkeypatch.setattr("pyfusekit.fs.s3fs.versions.blake2b", Digest)
+    monkeypatch.setattr("pyfusekit.fs.s3fs.naming.versions.blake2b", Digest)
     one = view._make(None, "one/", "one", None)
     two = view._make(None, "two/", "two", None)
     assert one.attr.ino != two.attr.ino
@@ -380,8 +380,8 @@ def server() -> Iterator[S3Server]:
 
 
 async def test_versions_of_a_real_server_are_shown(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyfusekit.fs.s3fs.aio import AioStore
     from pyfusekit.fs.s3fs.options import S3Options
+    from pyfusekit.fs.s3fs.remote.aio import AioStore
 
     for name, value in ACCESS.items():
         monkeypatch.setenv(name, value)

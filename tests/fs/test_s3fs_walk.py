@@ -11,9 +11,9 @@ from fakestore import FakeStore, Fault, denied
 from namespace import Clock, Namespace
 
 from pyfusekit.core import Attr, DirEntry
-from pyfusekit.fs.s3fs.store import Object, Page
-from pyfusekit.fs.s3fs.tree import UNKNOWN, Node, Tree
-from pyfusekit.fs.s3fs.walk import Walk
+from pyfusekit.fs.s3fs.naming.tree import UNKNOWN, Node, Tree
+from pyfusekit.fs.s3fs.naming.walk import Walk
+from pyfusekit.fs.s3fs.remote.store import Object, Page
 
 
 def filled(count: int, prefix: str = "", page_size: int = 10) -> FakeStore:

@@ -12,14 +12,14 @@ from types import SimpleNamespace
 import pytest
 from fakestore import FakeStore, Fault, denied, lost, slow_down
 
-from pyfusekit.fs.s3fs import recovery, uploading
-from pyfusekit.fs.s3fs.errors import StoreError
-from pyfusekit.fs.s3fs.journal import INLINE, Journal, Record
-from pyfusekit.fs.s3fs.publish import Publisher
-from pyfusekit.fs.s3fs.scratch import Scratch
-from pyfusekit.fs.s3fs.staging import Staged
-from pyfusekit.fs.s3fs.store import Attributes, Object, Upload
-from pyfusekit.fs.s3fs.writeback import Pending, WriteBack
+from pyfusekit.fs.s3fs.deferred import recovery, uploading
+from pyfusekit.fs.s3fs.deferred.journal import INLINE, Journal, Record
+from pyfusekit.fs.s3fs.deferred.writeback import Pending, WriteBack
+from pyfusekit.fs.s3fs.remote.errors import StoreError
+from pyfusekit.fs.s3fs.remote.store import Attributes, Object, Upload
+from pyfusekit.fs.s3fs.writing.publish import Publisher
+from pyfusekit.fs.s3fs.writing.scratch import Scratch
+from pyfusekit.fs.s3fs.writing.staging import Staged
 
 BIG = INLINE + 1000
 

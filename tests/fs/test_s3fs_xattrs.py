@@ -7,10 +7,10 @@ import os
 
 import pytest
 
-from pyfusekit.fs.s3fs import xattrs
-from pyfusekit.fs.s3fs.posix import METADATA_MAX, NOTHING, Posix, attributes, blank
-from pyfusekit.fs.s3fs.store import Head, Object
-from pyfusekit.fs.s3fs.xattrs import assign, get, names, needs
+from pyfusekit.fs.s3fs.metadata import xattrs
+from pyfusekit.fs.s3fs.metadata.posix import METADATA_MAX, NOTHING, Posix, attributes, blank
+from pyfusekit.fs.s3fs.metadata.xattrs import assign, get, names, needs
+from pyfusekit.fs.s3fs.remote.store import Head, Object
 
 HEAD = Head(
     Object("a/b.txt", 3, 1_700_000_000 * 10**9, "abc123", "STANDARD_IA"),

@@ -1,12 +1,10 @@
 """httpfs: a web directory or a URL as files.
 
-options.py   what can be said about a mount           values.py    what the rooms hand each other
-web.py       all requests (access, pacing, trust)     listing/     pages of servers as names
-tree.py      what is known of the source, in rows     listings.py  reading directories, revalidating them
-resolve.py   asking about single files                pages.py     what was said, on disk
-offline.py   a host that is gone                      root.py      what the source is
-reading.py   open files (source, spool, ranges)       directory.py, opening.py, attributes.py, fs.py: the filesystem
-writing.py   WebDAV (dav, staged, honours)             changing.py  what the kernel changes (shown, filewriting, held)
+listing/    pages of servers as names                client/   all requests: origins, access, attempts, a host that is gone
+naming/     what is known of the source, in rows      contents/ open files: ranges, spools, streams
+webdav/     writing: staged, sent on a condition      options.py, values.py what all rooms hand each other
+root.py     what the source is                        state.py  the mount, and in layers above it directory, opening,
+            attributes, shown, filewriting (held, moved, guarded), changing: fs.py puts them together
 """
 
 from .fs import HttpFS

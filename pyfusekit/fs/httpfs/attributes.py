@@ -11,7 +11,7 @@ from typing import Any
 
 from pyfusekit.core import Data, Request, Result, StatFs
 
-from .nodes import IS_DIR, NAME_MAX, Directory
+from .naming.nodes import IS_DIR, NAME_MAX, Directory
 from .opening import Opens
 from .values import HttpError, Resource
 

@@ -20,9 +20,9 @@ from pyfusekit.core import RENAME_NOREPLACE, Attr, Request, Result, SetAttr, Sta
 from .filewriting import WriteHandle, Writes
 from .guarded import GuardedFiles
 from .held import Local, Time
-from .nodes import GONE, IS_DIR, NAME_MAX, Directory
+from .naming.nodes import GONE, IS_DIR, NAME_MAX, Directory
 from .values import Entry, HttpError, Resource, Validator
-from .writing import Writer
+from .webdav.writing import Writer
 
 log = logging.getLogger("pyfusekit.httpfs")
 

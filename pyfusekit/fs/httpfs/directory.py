@@ -9,7 +9,7 @@ from typing import Any
 
 from pyfusekit.core import Attr, DirEntry, Entries, Request, Result
 
-from .nodes import EXACT, GONE, IS_DIR, NAME_MAX, NO_TIME, PROBED, UNSIZED, Directory, Walked
+from .naming.nodes import EXACT, GONE, IS_DIR, NAME_MAX, NO_TIME, PROBED, UNSIZED, Directory, Walked
 from .state import BLOCK, Mounted
 from .values import HttpError
 

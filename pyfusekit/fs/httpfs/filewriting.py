@@ -17,16 +17,16 @@ from urllib.parse import quote
 
 from pyfusekit.core import CONFLICT, FOPEN_KEEP_CACHE, Attr, Opened, ReadResult, Request, Result
 
+from .contents.resource import cache_key
 from .guarded import GuardedFiles
 from .held import Local, Time
-from .nodes import EXACT, GONE, PROBED, UNSIZED, Directory
+from .naming.nodes import EXACT, GONE, PROBED, UNSIZED, Directory
 from .opening import Handle
-from .resource import cache_key
 from .shown import Shown
-from .staged import Staged
 from .state import File
 from .values import Entry, HttpError, Resource
-from .writing import Published, Writer
+from .webdav.staged import Staged
+from .webdav.writing import Published, Writer
 
 log = logging.getLogger("pyfusekit.httpfs")
 

@@ -39,11 +39,11 @@ class HttpFS(Changes):
 
     async def init(self) -> None:
         """Find out what the source is; with --offline auto, what it was."""
-        from .listings import Lister
-        from .offline import GatedWeb
-        from .pages import Pages
-        from .reading import Files
-        from .resolve import Resolver
+        from .client.offline import GatedWeb
+        from .contents.reading import Files
+        from .naming.listings import Lister
+        from .naming.pages import Pages
+        from .naming.resolve import Resolver
         from .root import discover
 
         options = self.options

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from .reading import Files, OpenFile
+from .contents.reading import Files, OpenFile
 from .values import Resource
 
 SAME_NS: Final = 3 * 10**9

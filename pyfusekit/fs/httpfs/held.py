@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from .moved import MovableTree
-from .nodes import GONE, OWN_TIME, Directory, Walked, name_of
-from .staged import Staged
+from .naming.nodes import GONE, OWN_TIME, Directory, Walked, name_of
 from .values import Entry, Resource
+from .webdav.staged import Staged
 
 MOST_TIMES = 1 << 17
 """Times that are remembered; of more files, those of the oldest are the server's again."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from .nodes import IS_DIR, PLACE_BITS, Directory, Told, Walked, mark_of, name_of
-from .tree import Tree
+from .naming.nodes import IS_DIR, PLACE_BITS, Directory, Told, Walked, mark_of, name_of
+from .naming.tree import Tree
 from .values import Entry
 
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from pyfusekit.core import FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, Opened, ReadResult, Request, Result
 
+from .contents.resource import cache_key
 from .directory import Names
-from .nodes import EXACT, GONE, IS_DIR, UNSIZED, Directory
-from .resource import cache_key
+from .naming.nodes import EXACT, GONE, IS_DIR, UNSIZED, Directory
 from .state import File
 from .values import HttpError, Resource
 
 if TYPE_CHECKING:
-    from .reading import OpenFile
+    from .contents.reading import OpenFile
 
 SMALL = 128 << 10
 """A file of up to so many bytes is fetched when it is opened."""

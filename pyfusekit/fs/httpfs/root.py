@@ -9,8 +9,8 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from pyfusekit.core import MountError
 
-from .nodes import NAME_MAX, PROBED
-from .resolve import leads_to_directory
+from .naming.nodes import NAME_MAX, PROBED
+from .naming.resolve import leads_to_directory
 from .values import Entry, HttpError, Resource
 
 if TYPE_CHECKING:

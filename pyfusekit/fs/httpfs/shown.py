@@ -13,7 +13,7 @@ from pyfusekit.core import Attr, DirEntry, Entries, Request, Result
 from .attributes import Attributed
 from .directory import Walk
 from .held import MOST_TIMES, Local, Times, WritableTree
-from .nodes import EXACT, GONE, IS_DIR, PROBED, UNSIZED, Directory, Walked
+from .naming.nodes import EXACT, GONE, IS_DIR, PROBED, UNSIZED, Directory, Walked
 from .options import HttpOptions
 
 _DOTS = 2

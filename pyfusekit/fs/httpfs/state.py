@@ -15,17 +15,17 @@ from urllib.parse import unquote
 from pyfusekit.cache import BlockCache, Budget
 from pyfusekit.core import ROOT_ID, Attr, Backing, Filesystem, Problem, ProblemLog, Request, Result
 
-from .nodes import EXACT, GONE, IS_DIR, NO_TIME, PROBED, UNSIZED, Directory
+from .naming.nodes import EXACT, GONE, IS_DIR, NO_TIME, PROBED, UNSIZED, Directory
+from .naming.tree import Tree
 from .options import HttpOptions, parse_source
-from .tree import Tree
 from .values import HttpError
 
 if TYPE_CHECKING:
-    from .listings import Lister
-    from .offline import GatedWeb
-    from .pages import Pages
-    from .reading import Files, OpenFile
-    from .resolve import Resolver
+    from .client.offline import GatedWeb
+    from .contents.reading import Files, OpenFile
+    from .naming.listings import Lister
+    from .naming.pages import Pages
+    from .naming.resolve import Resolver
 
 log = logging.getLogger("pyfusekit.httpfs")
 

@@ -12,15 +12,16 @@ import time
 
 from pyfusekit.core import Attr, Request, Result, SetAttr
 
-from . import conflicts, xattrs
-from .errors import StoreError
+from .deferred.rename import copy_object
+from .metadata import xattrs
+from .metadata.posix import NOTHING, Posix, blank
 from .moves import Moves
-from .posix import NOTHING, Posix, blank
-from .rename import copy_object
+from .naming.tree import Node
+from .naming.versions import FIRST_INO
+from .remote.errors import StoreError
+from .remote.store import Bytes, Head, expecting
 from .state import Handle
-from .store import Bytes, Head, expecting
-from .tree import Node
-from .versions import FIRST_INO
+from .writing import conflicts
 
 
 class Attributed(Moves):

@@ -16,14 +16,14 @@ from typing import Any
 
 from pyfusekit.core import FOPEN_KEEP_CACHE, Data, Opened, ReadResult, Request, Result
 
-from .posix import NOTHING
+from .metadata.posix import NOTHING
+from .naming.tree import Node
+from .naming.versions import FIRST_INO
 from .publishing import Publishing
 from .reader import SMALL
-from .staging import Base, Local, Staged
+from .remote.store import Object, read_range, same_version
 from .state import File, Handle
-from .store import Object, read_range, same_version
-from .tree import Node
-from .versions import FIRST_INO
+from .writing.staging import Base, Local, Staged
 
 KEPT_WHEN_UNLINKED = 64 << 20
 """An open file up to this many bytes is fetched whole before its object is deleted, so that who reads it can go on."""

@@ -21,20 +21,20 @@ from typing import Any
 from pyfusekit.cache import BlockCache
 from pyfusekit.core import CONFLICT, Problem, Request, StatFs
 
-from . import conflicts
 from .attributes import Attributed
-from .index import Index
-from .journal import Journal, home_of
-from .keys import NAME_MAX
-from .learn import Learner
-from .lookup import Finder
+from .deferred.journal import Journal, home_of
+from .deferred.writeback import Pending, WriteBack
+from .metadata.index import Index
+from .naming.keys import NAME_MAX
+from .naming.learn import Learner
+from .naming.lookup import Finder
+from .naming.tree import Node
+from .naming.versions import VersionView
 from .options import S3Options
-from .publish import Publisher
-from .scratch import Scratch
-from .store import Object, Store
-from .tree import Node
-from .versions import VersionView
-from .writeback import Pending, WriteBack
+from .remote.store import Object, Store
+from .writing import conflicts
+from .writing.publish import Publisher
+from .writing.scratch import Scratch
 
 log = logging.getLogger("pyfusekit.s3fs")
 
@@ -57,7 +57,7 @@ class S3FS(Attributed):
 
     async def init(self) -> None:
         """Connect, list one name, find out what the server honours, and take over what a dead server of this source left."""
-        from .probe import open_store, probe
+        from .remote.probe import open_store, probe
 
         if self._store is None:
             self._store = await open_store(self.source, self.options, self.report)
@@ -72,7 +72,7 @@ class S3FS(Attributed):
         """Make what stands before the store."""
         options = self.options
         if options.probe and not self.read_only:
-            from .probe import features
+            from .remote.probe import features
 
             self.notes += await features(store, self.source, self._cache_home())
             for note in self.notes:

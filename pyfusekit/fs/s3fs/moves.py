@@ -15,17 +15,17 @@ from typing import Any
 
 from pyfusekit.core import Request
 
-from .errors import StoreError
+from .deferred.rename import copy_file, rename_file, rename_tree
+from .metadata.posix import NOTHING, Posix
 from .names import Names
-from .overlay import PUBLISHED
-from .posix import NOTHING, Posix
+from .naming.overlay import PUBLISHED
+from .naming.tree import Node
+from .naming.versions import FIRST_INO
 from .reader import SMALL
-from .rename import copy_file, rename_file, rename_tree
-from .staging import Staged
+from .remote.errors import StoreError
+from .remote.store import Attributes, Object, expecting
 from .state import File, Handle
-from .store import Attributes, Object, expecting
-from .tree import Node
-from .versions import FIRST_INO
+from .writing.staging import Staged
 
 log = logging.getLogger("pyfusekit.s3fs")
 

@@ -15,16 +15,16 @@ from typing import Any
 
 from pyfusekit.core import ROOT_ID, Attr, Entries, Opened, Request, Result
 
-from . import posix as metadata
-from .errors import StoreError
 from .files import Files, given_up
-from .keys import NAME_MAX
-from .posix import NOTHING, Posix
-from .store import ABSENT, Bytes, Object, expecting, read_range
-from .tree import UNKNOWN, Node
-from .versions import FIRST_INO
-from .versions import NAME as VERSIONS
-from .walk import Walk
+from .metadata import posix as metadata
+from .metadata.posix import NOTHING, Posix
+from .naming.keys import NAME_MAX
+from .naming.tree import UNKNOWN, Node
+from .naming.versions import FIRST_INO
+from .naming.versions import NAME as VERSIONS
+from .naming.walk import Walk
+from .remote.errors import StoreError
+from .remote.store import ABSENT, Bytes, Object, expecting, read_range
 
 _SYMLINK_MAX = 4095
 

@@ -17,13 +17,13 @@ from functools import partial
 
 from pyfusekit.core import Result
 
-from . import posix as metadata
-from .posix import NOTHING, Posix
-from .recent import LARGEST
-from .staging import Staged
+from .metadata import posix as metadata
+from .metadata.posix import NOTHING, Posix
+from .naming.tree import Node
+from .remote.store import Attributes, Head, Object
 from .state import File, Mounted
-from .store import Attributes, Head, Object
-from .tree import Node
+from .writing.recent import LARGEST
+from .writing.staging import Staged
 
 log = logging.getLogger("pyfusekit.s3fs")
 

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from pyfusekit.cache import Budget, CachedReader, Entry
 
-from .store import Object, Store, same_version
+from .remote.store import Object, Store, same_version
 
 SMALL = 1 << 20
 """An object of so many bytes is worth fetching whole before it is opened."""

@@ -19,24 +19,24 @@ from typing import TYPE_CHECKING, Any
 from pyfusekit.cache import BlockCache, Budget, Entry
 from pyfusekit.core import CONFLICT, Attr, Backing, Filesystem, Problem, ProblemLog
 
-from .learn import Learner
-from .lookup import Finder
+from .metadata.posix import NOTHING
+from .naming.learn import Learner
+from .naming.lookup import Finder
+from .naming.tree import Node, Tree
+from .naming.versions import FIRST_INO
 from .options import S3Options, parse_source
-from .posix import NOTHING
 from .reader import Neighbours, Reader
-from .recent import Recent
-from .scratch import Scratch
-from .staging import Staged
-from .store import Object, Store
-from .tree import Node, Tree
-from .versions import FIRST_INO
+from .remote.store import Object, Store
+from .writing.recent import Recent
+from .writing.scratch import Scratch
+from .writing.staging import Staged
 
 if TYPE_CHECKING:
-    from .index import Index
-    from .journal import Journal
-    from .publish import Publisher
-    from .versions import VersionView
-    from .writeback import WriteBack
+    from .deferred.journal import Journal
+    from .deferred.writeback import WriteBack
+    from .metadata.index import Index
+    from .naming.versions import VersionView
+    from .writing.publish import Publisher
 
 log = logging.getLogger("pyfusekit.s3fs")
 

@@ -1,0 +1,1 @@
+"""Requests to web servers: origins, credentials, attempts, and what a failure is in words."""

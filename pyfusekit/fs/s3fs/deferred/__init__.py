@@ -1,0 +1,1 @@
+"""What outlives a server: the journal, uploads after close, moves that are resumed."""
