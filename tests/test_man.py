@@ -330,7 +330,7 @@ def test_the_s3_page_has_every_errno_of_the_store_and_of_the_filesystem() -> Non
     said = set(re.findall(r"^ {5}(E[A-Z0-9]+)\b", section("pyfusekit-s3.7", "DIAGNOSTICS"), flags=re.M))
     rows = (*s3_errors.BY_CODE.values(), *s3_errors.BY_STATUS.values())
     names = {errno.errorcode[row.errno].replace("ENOTSUP", "EOPNOTSUPP") for row in rows}
-    for path in Path(s3_errors.__file__).parent.glob("*.py"):
+    for path in Path(s3_errors.__file__).parent.parent.rglob("*.py"):
         names |= set(re.findall(r"Error\(\s*errno\.(E[A-Z0-9]+)", path.read_text()))
     # No program meets those: the kernel would have to err, or the server has ended.
     assert said == names - {"EBADF", "ENOTCONN", "ESHUTDOWN"}
@@ -339,7 +339,7 @@ def test_the_s3_page_has_every_errno_of_the_store_and_of_the_filesystem() -> Non
 def test_the_http_page_has_every_errno_of_the_server_and_of_the_filesystem() -> None:
     said = set(re.findall(r"^ {5}(E[A-Z0-9]+)\b", section("pyfusekit-http.7", "DIAGNOSTICS"), flags=re.M))
     names = {errno.errorcode[row.errno].replace("ENOTSUP", "EOPNOTSUPP") for row in http_words.BY_STATUS.values()}
-    for path in Path(http_words.__file__).parent.glob("*.py"):
+    for path in Path(http_words.__file__).parent.parent.rglob("*.py"):
         names |= set(re.findall(r"Error\(\s*errno\.(E[A-Z0-9]+)", path.read_text()))
     # No program meets EBADF and ESHUTDOWN; the other two are set elsewhere.
     assert said - {"ECONNRESET", "EXDEV"} == names - {"EBADF", "ESHUTDOWN"}

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from served import needs_root
@@ -44,6 +44,13 @@ pytestmark = [
     pytest.mark.mounted,
     needs_root,
 ]
+
+
+def readable(file: int | IO[bytes], seconds: float) -> bool:
+    """Wait until *file* can be read. select(2) knows no descriptors from 1024 on, and a long test run has them."""
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 # --- the server's side --------------------------------------------------------------------------------------------------
@@ -238,7 +245,7 @@ async def scenario_no_init(mountpoint: str) -> None:
     serving.INIT_TIMEOUT_S = 0.3
     mount = await asyncio.to_thread(mounting.mount, mountpoint, MountOptions())
     try:
-        while not select.select([mount.fd], [], [], LIMIT_S)[0]:
+        while not readable(mount.fd, LIMIT_S):
             raise TimeoutError("no INIT")
         hello = codec.decode_request(os.read(mount.fd, 1 << 17))
         os.write(mount.fd, codec.encode_reply(abi.INITIAL, hello.header["unique"], major=7, minor=31, max_write=4096))
@@ -385,7 +392,7 @@ class Server:
                     return found
                 continue
             left = until - time.monotonic()
-            if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
+            if left <= 0 or not readable(self.process.stdout, left):
                 raise AssertionError(f"the server did not say {word!r}, but {self.heard}; {self.complaints()}")
             more = os.read(self.process.stdout.fileno(), 4096)
             if not more:

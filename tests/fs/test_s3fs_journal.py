@@ -354,7 +354,7 @@ def test_a_source_has_one_home_and_other_sources_have_others(monkeypatch: pytest
 
 CHILD = """
 import asyncio, os, random, sys, tempfile
-from pyfusekit.fs.s3fs import recordlog
+from pyfusekit.fs.s3fs.deferred import recordlog
 from pyfusekit.fs.s3fs.deferred.journal import Journal
 recordlog.SEGMENT = 3_000_000
 
